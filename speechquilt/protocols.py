@@ -1,0 +1,126 @@
+"""The verbs: what each stage must be able to do, so that stages never import each other.
+
+Place in the pipeline: layer 0. Implementations live in layer 2; recipes put them together.
+Trap: state is an argument and a result, never hidden in a module. `forward` (whole sequence) and `step` (incremental)
+are twins, and a contract test proves them equal for every implementation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from speechquilt.types import AlignedWord, Batch, LaidOut, SpokenSpan, Utterance, Waveform
+
+
+@runtime_checkable
+class SpeechTokenizer(Protocol):
+    """Waveform -> speech tokens, one codebook."""
+
+    sample_rate: int  # Hz of the waveforms it takes
+    frame_rate: float  # speech tokens per second
+    vocab_size: int  # codebook entries
+    lookahead_s: float  # how far past a token's end the audio can still change it
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the tokens could; stored in every shard."""
+        ...
+
+    def encode(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token samples)."""
+        ...
+
+    def init_state(self) -> Any: ...
+
+    def step(self, wav_S: torch.Tensor, state: Any, *, final: bool = False) -> tuple[torch.Tensor, Any]:
+        """Any number of new samples -> the tokens `ids_T` that are now certain, and the new state."""
+        ...
+
+
+class TextToSpeech(Protocol):
+    """Text -> waveform with word times."""
+
+    voices: Sequence[str]
+
+    def speak(self, text: str, voice: str) -> Utterance: ...
+
+
+class Aligner(Protocol):
+    """Text + waveform -> word times."""
+
+    def align(self, text: str, audio: Waveform) -> tuple[AlignedWord, ...]: ...
+
+
+class TextToToken(Protocol):
+    """Text -> speech tokens without audio. Each result is a speech Segment's content, or a reject with its reason."""
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
+        """Same seed, same text, same output, whatever else is in the call."""
+        ...
+
+
+class Patcher(Protocol):
+    """Fills the two booleans that drive the latent model.
+
+    `ids` and markers are those of one laid-out document; `draw` is a uniform number in [0, 1) that is a pure function of
+    the sample's global index and the run's seed, for patchers that choose at random.
+    """
+
+    causal: bool  # False: needs side information (word ends); for training and likelihoods only
+
+    def __call__(self, laid_out: LaidOut, draw: float) -> tuple[np.ndarray, np.ndarray]:
+        """-> `opens_T`, `closes_T`, bool."""
+        ...
+
+    def init_state(self) -> Any: ...
+
+    def step(self, is_speech: bool, state: Any) -> tuple[bool, bool, Any]:
+        """One token -> (opens, closes, state). Raises ValueError when not causal."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Next-token logits over the whole vocabulary."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """-> `logits_BTV`; the logits at t depend on tokens <= t of the same document alone."""
+        ...
+
+    def init_state(self, num_rows: int, max_tokens: int) -> Any: ...
+
+    def step(
+        self, ids_B: torch.Tensor, opens_B: torch.Tensor, closes_B: torch.Tensor, state: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """One token per row -> `logits_BV` for the next, and the new state."""
+        ...
+
+
+Objective = Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
+"""(model, batch) -> (summed loss, its weight, sums of named scalars).
+
+Sums, not means: the trainer adds loss, weight and scalars over micro-batches and ranks and divides once, so that two
+processes give exactly what one gives. A scalar `x` is divided by the scalar `x_weight` when there is one, else by the
+loss's weight; a scalar `total_x` is never divided but added up over the whole run (tokens, units, FLOPs seen).
+"""
+
+
+class Loader(Protocol):
+    """Yields batches for ever; `state_dict()` after batch n resumes with batch n + 1, bit for bit."""
+
+    def next_batch(self) -> Any: ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Task(Protocol):
+    """Scores a model on one thing. `name` and `version` go into results.json with every number."""
+
+    name: str
+    version: int
+
+    def run(self, scorer: Any) -> dict[str, Any]: ...

@@ -1,0 +1,61 @@
+"""Text tokenizer (byte-level BPE, `tokenizers` JSON) and the plain form of text that speech recognition is scored on.
+
+Place in the pipeline: layer 1; the ASR head, the text-to-token model, the data pipeline and the evals all share one.
+Trap: byte-level means any script round-trips, but only text like the training text is short.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+
+class TextTokenizer:
+    """Text <-> ids 0 .. size - 1. A word gets the same ids at the start of a piece and inside it (a space is prefixed)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "TextTokenizer":
+        """Byte-level BPE; fewer ids than `vocab_size` when the texts run out of pairs to merge."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> "TextTokenizer":
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is missing; a text tokenizer is a tokenizers JSON file")
+        return cls(Tokenizer.from_file(str(path)))
+
+    def save(self, path: Path) -> None:
+        self._tokenizer.save(str(path))
+
+    @property
+    def json(self) -> str:
+        """The whole tokenizer, for fingerprints."""
+        return self._tokenizer.to_str()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(list(ids)).strip()
+
+
+def spoken_form(text: str) -> str:
+    """Lower case, no punctuation, single spaces: what an ASR target holds and what word error rates compare."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    return re.sub(r"\s+", " ", re.sub(r"[^\w\s']", " ", text)).strip()

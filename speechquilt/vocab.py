@@ -1,0 +1,135 @@
+"""One id space for the language models: text | special | speech. Documents become ids here and nowhere else.
+
+Place in the pipeline: layer 0, between shards (LOCAL ids) and everything that holds embeddings (model ids).
+Trap: nothing else may know an offset. Padding ids at the end (`size` is rounded up for the GPU) are never produced.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from speechquilt.types import Document, LaidOut, Modality, Segment
+
+ROUND_TO = 64  # tensor cores like a vocabulary that is a multiple of this
+
+
+class Special(IntEnum):
+    """Special tokens, in id order. `TEXT` / `SPEECH` open a span (the papers' `<t>` / `<s>`, begin/end of audio)."""
+
+    PAD = 0
+    BOS = 1
+    EOS = 2
+    TEXT = 3
+    SPEECH = 4
+    WORD_END = 5  # text-to-token models only: ends a word's speech tokens; stripped before tokens reach a shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocab:
+    """`num_text` ids of the text tokenizer, the specials, `num_speech` codebook entries, padding up to `size`."""
+
+    num_text: int
+    num_speech: int
+
+    @property
+    def size(self) -> int:
+        used = self.num_text + len(Special) + self.num_speech
+        return -(-used // ROUND_TO) * ROUND_TO
+
+    @property
+    def speech_start(self) -> int:
+        return self.num_text + len(Special)
+
+    def special(self, token: Special) -> int:
+        return self.num_text + token
+
+    @property
+    def pad(self) -> int:
+        return self.special(Special.PAD)
+
+    @property
+    def bos(self) -> int:
+        return self.special(Special.BOS)
+
+    @property
+    def eos(self) -> int:
+        return self.special(Special.EOS)
+
+    @property
+    def word_end(self) -> int:
+        return self.special(Special.WORD_END)
+
+    def marker(self, modality: Modality) -> int:
+        """Id of the token that opens a span of this modality."""
+        return self.special(Special.TEXT if modality == "text" else Special.SPEECH)
+
+    def to_model(self, modality: Modality, ids_T: np.ndarray) -> np.ndarray:
+        """Local ids -> model ids. Raises ValueError on an id outside the modality's range."""
+        limit = self.num_text if modality == "text" else self.num_speech
+        ids_T = np.asarray(ids_T, dtype=np.int64)
+        if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= limit):
+            raise ValueError(
+                f"{modality} id {int(ids_T.max() if ids_T.max() >= limit else ids_T.min())} is outside 0..{limit - 1}: "
+                "these tokens were made with another tokenizer than this vocabulary"
+            )
+        return ids_T if modality == "text" else ids_T + self.speech_start
+
+    def is_speech(self, ids: np.ndarray) -> np.ndarray:
+        """Mask of model ids that are speech tokens; also takes torch tensors."""
+        return (ids >= self.speech_start) & (ids < self.speech_start + self.num_speech)
+
+    def is_text(self, ids: np.ndarray) -> np.ndarray:
+        """Mask of model ids that are text tokens (not special); also takes torch tensors."""
+        return ids < self.num_text
+
+    def lay_out(self, document: Document) -> LaidOut:
+        """BOS, then a marker and the ids of every segment, then EOS.
+
+        A marker is a target only when the segment it opens is one and is not introduced by context: after the source
+        side of a pair the modality is given, not predicted (spec 1, 6.2).
+        """
+        ids, speech, loss, ends = [[self.bos]], [[False]], [[False]], [[False]]
+        has_ends = True
+        previous_loss = True
+        for segment in document.segments:
+            n = len(segment.ids_T)
+            is_speech = segment.modality == "speech"
+            ids.append([self.marker(segment.modality)])
+            ids.append(self.to_model(segment.modality, segment.ids_T))
+            speech += [[False], [is_speech] * n]
+            loss += [[segment.loss and previous_loss], [segment.loss] * n]
+            ends.append([False])
+            ends.append([False] * n if segment.unit_end_T is None else segment.unit_end_T)
+            has_ends &= not (is_speech and n and segment.unit_end_T is None)
+            previous_loss = segment.loss
+        ids.append([self.eos])
+        speech.append([False])
+        loss.append([previous_loss])
+        ends.append([False])
+        return LaidOut(
+            id=document.id,
+            source=document.source,
+            ids_T=np.concatenate(ids).astype(np.int64),
+            is_speech_T=np.concatenate(speech).astype(bool),
+            loss_T=np.concatenate(loss).astype(bool),
+            unit_end_T=np.concatenate(ends).astype(bool) if has_ends else None,
+        )
+
+    def read_back(self, ids_T: np.ndarray) -> list[Segment]:
+        """Model ids -> segments, the inverse of `lay_out` up to unit ends and loss. Stops at EOS, skips BOS and PAD."""
+        segments: list[tuple[Modality, list[int]]] = []
+        for i in np.asarray(ids_T).tolist():
+            if i == self.eos:
+                break
+            if i == self.marker("text"):
+                segments.append(("text", []))
+            elif i == self.marker("speech"):
+                segments.append(("speech", []))
+            elif segments and segments[-1][0] == "text" and self.is_text(np.int64(i)):
+                segments[-1][1].append(i)
+            elif segments and segments[-1][0] == "speech" and self.is_speech(np.int64(i)):
+                segments[-1][1].append(i - self.speech_start)
+            elif i not in (self.bos, self.pad):
+                raise ValueError(f"id {i} stands where its modality is not open; this is not a laid-out document")
+        return [Segment(modality=m, ids_T=np.asarray(x, dtype=np.int32)) for m, x in segments]
