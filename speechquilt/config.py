@@ -53,7 +53,7 @@ def override(config: C, assignments: Sequence[str]) -> C:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"{assignment!r} is not an override; write key=value, for example steps=100")
-        node, *_ = [data]
+        node = data
         *parents, last = path.split(".")
         for i, parent in enumerate(parents):
             if not isinstance(node.get(parent), dict):

@@ -6,6 +6,7 @@ Trap: nothing else may know an offset. Padding ids at the end (`size` is rounded
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -75,12 +76,12 @@ class Vocab:
             )
         return ids_T if modality == "text" else ids_T + self.speech_start
 
-    def is_speech(self, ids: np.ndarray) -> np.ndarray:
-        """Mask of model ids that are speech tokens; also takes torch tensors."""
+    def is_speech(self, ids: Any) -> Any:
+        """Mask of model ids (numpy, torch or one int) that are speech tokens."""
         return (ids >= self.speech_start) & (ids < self.speech_start + self.num_speech)
 
-    def is_text(self, ids: np.ndarray) -> np.ndarray:
-        """Mask of model ids that are text tokens (not special); also takes torch tensors."""
+    def is_text(self, ids: Any) -> Any:
+        """Mask of model ids (numpy, torch or one int) that are text tokens, not special ones."""
         return ids < self.num_text
 
     def lay_out(self, document: Document) -> LaidOut:
@@ -89,7 +90,9 @@ class Vocab:
         A marker is a target only when the segment it opens is one and is not introduced by context: after the source
         side of a pair the modality is given, not predicted (spec 1, 6.2).
         """
-        ids, speech, loss, ends = [[self.bos]], [[False]], [[False]], [[False]]
+        ids: list[Any] = [[self.bos]]
+        speech, loss = [[False]], [[False]]
+        ends: list[Any] = [[False]]
         has_ends = True
         previous_loss = True
         for segment in document.segments:
@@ -126,9 +129,9 @@ class Vocab:
                 segments.append(("text", []))
             elif i == self.marker("speech"):
                 segments.append(("speech", []))
-            elif segments and segments[-1][0] == "text" and self.is_text(np.int64(i)):
+            elif segments and segments[-1][0] == "text" and self.is_text(i):
                 segments[-1][1].append(i)
-            elif segments and segments[-1][0] == "speech" and self.is_speech(np.int64(i)):
+            elif segments and segments[-1][0] == "speech" and self.is_speech(i):
                 segments[-1][1].append(i - self.speech_start)
             elif i not in (self.bos, self.pad):
                 raise ValueError(f"id {i} stands where its modality is not open; this is not a laid-out document")

@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both set up what they need in .venv; nothing else is installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow lint clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
+
+setup: $(STAMP)  ## make .venv with the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (set PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "venv failed; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: setup      ## run the whole story on the embedded default, under 20 minutes on two cores
+	$(BIN)/speechquilt story toy
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint ## lint, types and tests, under 10 minutes on two cores
+	$(BIN)/pytest
+
+test-slow: setup ## the checks that take longer
+	$(BIN)/pytest -m slow
+
+clean:           ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
