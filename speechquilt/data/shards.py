@@ -1,0 +1,321 @@
+"""Shards: a folder of Parquet files of Documents, with the fingerprints of the tokenizers that made them.
+
+Place in the pipeline: what every data stage writes and the mixture reads; pandas and DuckDB read the files as they are.
+Trap: a folder counts only when `shards.json` is there. It is written last, so a stage that was killed leaves a folder
+that is refused, never one that is silently short.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechquilt.types import Document, Segment
+
+SCHEMA_VERSION = 1
+MANIFEST = "shards.json"
+REJECTS = "rejects.jsonl"
+_METADATA_KEY = b"speechquilt"
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("modality", pa.list_(pa.string()), nullable=False),
+        pa.field("ids", pa.list_(pa.list_(pa.int32())), nullable=False),
+        pa.field("unit_end", pa.list_(pa.list_(pa.bool_())), nullable=False),  # inner null: word ends unknown
+        pa.field("loss", pa.list_(pa.bool_()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),  # the words behind the document, for people
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """What the ids mean: vocabulary sizes and fingerprints of both tokenizers ("" = the shards hold no such tokens).
+
+    `made_by`: plain JSON data about the stage that wrote the shards (its name, its config).
+    """
+
+    num_text: int
+    num_speech: int
+    text_fingerprint: str
+    speech_fingerprint: str
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a writer finished this folder; a stage that finds True has nothing to do."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+class ShardWriter:
+    """Writes Documents to `folder` as `shard-00000.parquet` ...; use it in a `with` block.
+
+    Every file is written under a temporary name and renamed; `shards.json` comes last, when the block ends well.
+    Left-overs of an unfinished run are removed; a finished folder is only replaced with `overwrite=True`.
+    Raises OSError when the folder cannot be written, FileExistsError when it is finished, and ValueError at the end when
+    rejects / (documents + rejects) is above `max_reject_ratio` (the folder then stays unfinished).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        info: ShardInfo,
+        *,
+        documents_per_shard: int = 10_000,
+        max_reject_ratio: float = 0.1,
+        overwrite: bool = False,
+    ) -> None:
+        if documents_per_shard < 1:
+            raise ValueError(f"documents_per_shard={documents_per_shard} must be at least 1")
+        if not 0 <= max_reject_ratio <= 1:
+            raise ValueError(f"max_reject_ratio={max_reject_ratio} must be between 0 and 1")
+        self.folder, self.info = Path(folder), info
+        self.documents_per_shard, self.max_reject_ratio, self.overwrite = (
+            documents_per_shard,
+            max_reject_ratio,
+            overwrite,
+        )
+        self.num_documents = 0
+        self.num_tokens: Counter[str] = Counter()  # by modality
+        self.rejects: Counter[str] = Counter()  # by reason
+        self._pending: list[tuple[Document, str]] = []
+        self._shards: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "ShardWriter":
+        if is_complete(self.folder) and not self.overwrite:
+            raise FileExistsError(f"{self.folder} already holds finished shards; delete it or pass overwrite=True")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+            for old in [*self.folder.glob("shard-*.parquet"), *self.folder.glob("*.tmp")]:
+                old.unlink()
+            self._rejects_file = (self.folder / REJECTS).open("w", encoding="utf-8")
+        except OSError as error:
+            raise OSError(
+                f"cannot write shards to {self.folder} ({error}); choose a folder that you may write to"
+            ) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._rejects_file.close()
+
+    def write(self, document: Document, text: str = "") -> None:
+        """Add one document; `text` is the original text, kept for inspection. Raises ValueError on an id out of range."""
+        for segment in document.segments:
+            limit = self.info.num_text if segment.modality == "text" else self.info.num_speech
+            ids_T = np.asarray(segment.ids_T)
+            if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= limit):
+                raise ValueError(
+                    f"document {document.id!r}: {segment.modality} ids span {ids_T.min()}..{ids_T.max()}, but the shard's "
+                    f"info allows 0..{limit - 1}; give ShardInfo the sizes of the tokenizers that made the ids"
+                )
+            self.num_tokens[segment.modality] += ids_T.size
+        self._pending.append((document, text))
+        self.num_documents += 1
+        if len(self._pending) == self.documents_per_shard:
+            self._write_shard()
+
+    def reject(self, id: str, reason: str) -> None:
+        """Note an item that did not become a document; `reason` is a short class of fault, it is counted."""
+        self.rejects[reason] += 1
+        self._rejects_file.write(json.dumps({"id": id, "reason": reason}, ensure_ascii=False) + "\n")
+
+    def _write_shard(self) -> None:
+        name = f"shard-{len(self._shards):05d}.parquet"
+        path = self.folder / name
+        temporary = path.with_suffix(".tmp")
+        try:
+            pq.write_table(_table(self._pending, self.info), temporary, compression="zstd")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write {path} ({error}); free space or permissions, then run the stage again"
+            ) from error
+        self._shards.append({"file": name, "documents": len(self._pending), "bytes": path.stat().st_size})
+        self._pending = []
+
+    def _finish(self) -> None:
+        if self._pending:
+            self._write_shard()
+        self._rejects_file.flush()
+        rejected = sum(self.rejects.values())
+        ratio = rejected / max(1, rejected + self.num_documents)
+        if ratio > self.max_reject_ratio:
+            raise ValueError(
+                f"{rejected} of {rejected + self.num_documents} items were rejected ({ratio:.1%}), above "
+                f"max_reject_ratio={self.max_reject_ratio}: {dict(self.rejects.most_common(5))}; "
+                f"read {self.folder / REJECTS}, mend the input or raise the limit"
+            )
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "info": asdict(self.info),
+            "documents": self.num_documents,
+            "tokens": dict(self.num_tokens),
+            "rejects": dict(self.rejects),
+            "shards": self._shards,
+        }
+        temporary = self.folder / f"{MANIFEST}.tmp"
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / MANIFEST)
+
+
+class ShardFolder:
+    """Random access to the documents of a finished folder; a shard is read when one of its documents is first wanted.
+
+    Raises FileNotFoundError when the folder is missing or unfinished, ValueError when a file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.info = ShardInfo(**self.manifest["info"])
+        for shard in self.manifest["shards"]:
+            path = self.folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard["bytes"]:
+                raise _damaged(path, f"it has {size} bytes, {MANIFEST} says {shard['bytes']}")
+        counts = [shard["documents"] for shard in self.manifest["shards"]]
+        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._loaded: dict[int, _Columns] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Document:
+        columns, row = self._find(index)
+        return columns.document(row)
+
+    def text(self, index: int) -> str:
+        """The original text behind document `index`, "" when the writer gave none."""
+        columns, row = self._find(index)
+        return columns.text(row)
+
+    def check(self, *, speech_fingerprint: str, text_fingerprint: str) -> None:
+        """Raises ValueError when these shards were made with other tokenizers than the ones given."""
+        pairs = (
+            ("speech tokenizer", self.info.speech_fingerprint, speech_fingerprint),
+            ("text tokenizer", self.info.text_fingerprint, text_fingerprint),
+        )
+        for name, ours, wanted in pairs:
+            if ours and ours != wanted:
+                raise ValueError(
+                    f"{self.folder} was made with the {name} {ours!r}, this run uses {wanted!r}; "
+                    f"make the shards again with this {name}, or run with the one that made them"
+                )
+
+    def _find(self, index: int) -> tuple["_Columns", int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {self.folder}, which has {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        if shard not in self._loaded:
+            entry = self.manifest["shards"][shard]
+            self._loaded[shard] = _Columns(self.folder / entry["file"], self.info, entry["documents"])
+        return self._loaded[shard], index - int(self._starts[shard])
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """All documents of a finished folder, in order."""
+    shards = ShardFolder(folder)
+    return (shards[i] for i in range(len(shards)))
+
+
+class _Columns:
+    """One shard in memory as flat arrays and offsets, so that a document is a few slices."""
+
+    def __init__(self, path: Path, info: ShardInfo, num_documents: int) -> None:
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, str(error).splitlines()[0]) from error
+        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if metadata is None or json.loads(metadata) != _metadata(info) or len(table) != num_documents:
+            raise _damaged(path, f"its rows or its metadata are not those that {MANIFEST} describes")
+        column = {name: table.column(name).combine_chunks() for name in _SCHEMA.names}
+        self._id, self._source, self._text = column["id"], column["source"], column["text"]
+        self._segment_starts = column["ids"].offsets.to_numpy()
+        self._speech = np.asarray(column["modality"].values.to_pylist(), dtype=object) == "speech"
+        self._loss = column["loss"].values.to_numpy(zero_copy_only=False)
+        ids, ends = column["ids"].values, column["unit_end"].values
+        self._id_starts, self._ids = ids.offsets.to_numpy(), ids.values.to_numpy()
+        self._end_starts, self._ends = ends.offsets.to_numpy(), ends.values.to_numpy(zero_copy_only=False)
+        self._has_ends = ends.is_valid().to_numpy(zero_copy_only=False)
+
+    def document(self, row: int) -> Document:
+        first, last = self._segment_starts[row], self._segment_starts[row + 1]
+        return Document(
+            id=self._id[row].as_py(),
+            source=self._source[row].as_py(),
+            segments=tuple(self._segment(s) for s in range(first, last)),
+        )
+
+    def text(self, row: int) -> str:
+        return self._text[row].as_py()
+
+    def _segment(self, s: int) -> Segment:
+        return Segment(
+            modality="speech" if self._speech[s] else "text",
+            ids_T=self._ids[self._id_starts[s] : self._id_starts[s + 1]],
+            unit_end_T=self._ends[self._end_starts[s] : self._end_starts[s + 1]] if self._has_ends[s] else None,
+            loss=bool(self._loss[s]),
+        )
+
+
+def _table(rows: list[tuple[Document, str]], info: ShardInfo) -> pa.Table:
+    documents = [document for document, _ in rows]
+    columns = {
+        "id": [d.id for d in documents],
+        "source": [d.source for d in documents],
+        "modality": [[s.modality for s in d.segments] for d in documents],
+        "ids": [[np.asarray(s.ids_T, dtype=np.int32) for s in d.segments] for d in documents],
+        "unit_end": [
+            [None if s.unit_end_T is None else np.asarray(s.unit_end_T, dtype=bool) for s in d.segments]
+            for d in documents
+        ],
+        "loss": [[s.loss for s in d.segments] for d in documents],
+        "text": [text for _, text in rows],
+    }
+    return pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(_metadata(info))}))
+
+
+def _metadata(info: ShardInfo) -> dict[str, Any]:
+    return json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "info": asdict(info)}))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; run the stage that writes these shards, or check the path")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the stage that writes this folder did not finish, run it again; "
+            "or the folder does not hold shards, check the path"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, str(error)) from error
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema_version {manifest.get('schema_version')}, this version of SpeechQuilt reads "
+            f"{SCHEMA_VERSION}; make the shards again"
+        )
+    return manifest
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} is truncated or damaged ({what}); delete its folder and run the stage that made it again"
+    )
