@@ -1,0 +1,263 @@
+"""What an evaluation may ask of a language model: log-likelihoods of continuations, and generated answers.
+
+Place in the pipeline: between the trained model and the tasks; the only evaluation code that sees model ids.
+Trap: a continuation in the modality of the prompt's end is the same span, not a new one: no marker between them, and
+the patch grid runs on across the join (spec latent-speech-text 9), so no system is told where the ending starts.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from speechquilt.protocols import LanguageModel, Patcher
+from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
+from speechquilt.vocab import Vocab
+
+DRAW = 0.0  # patchers that choose at random are fixed at test time
+
+
+class Request(NamedTuple):
+    """How likely is `continuation` after `prompt`?"""
+
+    prompt: tuple[Segment, ...]
+    continuation: Segment
+
+
+class LogLikelihood(NamedTuple):
+    """Summed natural log-probability of the continuation's own tokens (no marker, no EOS), and how many they are."""
+
+    sum: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.num_tokens
+
+
+class Scorer:
+    """Runs a model on requests, in batches of at most `max_rows` rows of similar length.
+
+    `patcher`: the one to use at test time (static for static, mixed and curriculum models, spec latent-speech-text 9);
+    None for a token-level model. `device`: where the model is. Batching never changes a result beyond float rounding.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        vocab: Vocab,
+        patcher: Patcher | None,
+        max_rows: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows={max_rows} must be at least 1")
+        self.model, self.vocab, self.patcher = model, vocab, patcher
+        self.max_rows, self.device = max_rows, torch.device(device)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the scorer can change a score, for results.json."""
+        return {"patcher": _describe(self.patcher), "join": "same modality continues the span and the patch grid"}
+
+    def log_likelihoods(self, requests: Sequence[tuple[tuple[Segment, ...], Segment]]) -> list[LogLikelihood]:
+        """One result per request, in order. Raises ValueError on an empty continuation or logits that are not finite."""
+        laid_out = []
+        for i, (prompt, continuation) in enumerate(requests):
+            if not len(continuation.ids_T):
+                raise ValueError(f"request {i} has an empty continuation; there is no token to score")
+            laid_out.append(self._lay_out((*prompt, continuation)))
+        results: list[LogLikelihood] = [LogLikelihood(0.0, 0)] * len(laid_out)
+        with _evaluating(self.model):
+            for rows in _by_length([len(x.ids_T) for x in laid_out], self.max_rows):
+                counts = [len(requests[i][1].ids_T) for i in rows]
+                sums = self._score([laid_out[i] for i in rows], counts)
+                for i, value, count in zip(rows, sums, counts):
+                    if not np.isfinite(value):
+                        raise ValueError(f"request {i} scored {value}; the model's logits are not finite")
+                    results[i] = LogLikelihood(value, count)
+        return results
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[Segment, ...]],
+        modality: Modality,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """Answers as LOCAL ids of `modality`, at most `max_tokens` each; they end at a marker or EOS, which is dropped.
+
+        The answer's marker is given, not generated; when the prompt ends in the same modality its span just goes on.
+        `temperature` 0 is greedy; else answer i is drawn from its own generator, seeded with (seed, i), so that other
+        prompts in the call change nothing. Raises ValueError for a patcher that needs word ends.
+        """
+        if self.patcher is not None and not self.patcher.causal:
+            raise ValueError(
+                f"{_describe(self.patcher)} needs word ends, which a token being generated does not have yet; "
+                "generate with a static patcher"
+            )
+        if max_tokens < 1 or temperature < 0:
+            raise ValueError(f"max_tokens={max_tokens} must be at least 1 and temperature={temperature} not negative")
+        starts = []
+        for prompt in prompts:
+            same = bool(prompt) and prompt[-1].modality == modality
+            ids_T = self._lay_out(prompt).ids_T[:-1]  # without EOS
+            starts.append(ids_T if same else np.append(ids_T, self.vocab.marker(modality)))
+        answers: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(starts)
+        with _evaluating(self.model):
+            for rows in _by_length([len(x) for x in starts], self.max_rows):
+                draws = [torch.Generator().manual_seed(_row_seed(seed, i)) for i in rows] if temperature else []
+                new = self._decode([starts[i] for i in rows], modality, max_tokens, temperature, draws)
+                for i, ids in zip(rows, new):
+                    span = self.vocab.read_back(np.array([self.vocab.marker(modality), *ids]))
+                    answers[i] = span[0].ids_T
+        return answers
+
+    def _lay_out(self, segments: Sequence[Segment]) -> LaidOut:
+        return self.vocab.lay_out(Document(id="", segments=_joined(segments), source=""))
+
+    def _score(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> list[float]:
+        """Summed log-probability of the last `counts[b]` tokens before EOS of every row."""
+        batch = self._batch(laid_out, counts).to(self.device)
+        logits_BTV = self.model.forward(batch)
+        scored_BT = batch.labels_BT != IGNORE
+        log_probs_NV = logits_BTV[scored_BT].float().log_softmax(-1)
+        log_probs_N = log_probs_NV.gather(1, batch.labels_BT[scored_BT][:, None])[:, 0]
+        # float64 and row by row: the sum of one row must not depend on the rows beside it
+        return [float(x.double().sum()) for x in log_probs_N.cpu().split(list(counts))]
+
+    def _batch(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> Batch:
+        """One document per row, padding as a second document; labels only on the continuation."""
+        shape = (len(laid_out), max(len(x.ids_T) for x in laid_out))
+        ids_BT = np.full(shape, self.vocab.pad, dtype=np.int64)
+        labels_BT = np.full(shape, IGNORE, dtype=np.int64)
+        doc_BT = np.ones(shape, dtype=np.int64)
+        opens_BT, closes_BT = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)
+        for b, (row, count) in enumerate(zip(laid_out, counts)):
+            n = len(row.ids_T)
+            ids_BT[b, :n], doc_BT[b, :n] = row.ids_T, 0
+            labels_BT[b, n - count - 2 : n - 2] = row.ids_T[n - count - 1 : n - 1]
+            if self.patcher is not None:
+                opens_BT[b, :n], closes_BT[b, :n] = self.patcher(row, DRAW)
+        patched = self.patcher is not None
+        return Batch(
+            ids_BT=torch.from_numpy(ids_BT),
+            labels_BT=torch.from_numpy(labels_BT),
+            doc_BT=torch.from_numpy(doc_BT),
+            opens_BT=torch.from_numpy(opens_BT) if patched else None,
+            closes_BT=torch.from_numpy(closes_BT) if patched else None,
+        ).validate()
+
+    def _decode(
+        self,
+        starts: Sequence[np.ndarray],
+        modality: Modality,
+        max_tokens: int,
+        temperature: float,
+        draws: Sequence[torch.Generator],
+    ) -> list[list[int]]:
+        """Model ids of each row's answer. All rows advance together from position 0: a short row already answers while
+        a long one still reads its prompt, so no row needs padding on the left."""
+        num_rows, longest = len(starts), max(len(x) for x in starts)
+        state = self.model.init_state(num_rows, longest + max_tokens)
+        patch_states = [None if self.patcher is None else self.patcher.init_state() for _ in starts]
+        allowed_V = self._allowed(modality)
+        answers: list[list[int]] = [[] for _ in starts]
+        done = [False] * num_rows
+        now = [int(x[0]) for x in starts]
+        for t in range(longest + max_tokens):
+            opens_B, closes_B = [True] * num_rows, [True] * num_rows
+            if self.patcher is not None:
+                for b, i in enumerate(now):
+                    is_speech = bool(self.vocab.is_speech(np.int64(i)))
+                    opens_B[b], closes_B[b], patch_states[b] = self.patcher.step(is_speech, patch_states[b])
+            logits_BV, state = self.model.step(
+                torch.tensor(now, device=self.device),
+                torch.tensor(opens_B, device=self.device),
+                torch.tensor(closes_B, device=self.device),
+                state,
+            )
+            chosen = _choose(logits_BV.float().masked_fill(~allowed_V, -torch.inf).cpu(), temperature, draws)
+            for b, start in enumerate(starts):
+                if t + 1 < len(start):
+                    now[b] = int(start[t + 1])
+                    continue
+                if not done[b] and self._in_modality(chosen[b], modality):
+                    answers[b].append(chosen[b])
+                    now[b] = chosen[b]
+                    done[b] = len(answers[b]) == max_tokens
+                else:
+                    done[b], now[b] = True, self.vocab.eos
+            if all(done):
+                break
+        return answers
+
+    def _in_modality(self, i: int, modality: Modality) -> bool:
+        return bool(self.vocab.is_speech(np.int64(i)) if modality == "speech" else self.vocab.is_text(np.int64(i)))
+
+    def _allowed(self, modality: Modality) -> torch.Tensor:
+        """Mask over the vocabulary: the modality's own ids and what ends an answer (both markers, EOS)."""
+        ids_V = torch.arange(self.vocab.size)
+        allowed_V = self.vocab.is_speech(ids_V) if modality == "speech" else self.vocab.is_text(ids_V)
+        allowed_V = torch.as_tensor(allowed_V).clone()
+        allowed_V[[self.vocab.marker("text"), self.vocab.marker("speech"), self.vocab.eos]] = True
+        return allowed_V.to(self.device)
+
+
+def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Neighbours of one modality become one segment, hence one span."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if joined and joined[-1].modality == segment.modality:
+            before = joined.pop()
+            ends = None
+            if before.unit_end_T is not None and segment.unit_end_T is not None:
+                ends = np.concatenate([before.unit_end_T, segment.unit_end_T])
+            ids_T = np.concatenate([before.ids_T, segment.ids_T])
+            segment = Segment(modality=segment.modality, ids_T=ids_T, unit_end_T=ends)
+        joined.append(segment)
+    return tuple(joined)
+
+
+def _by_length(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `max_rows` of similar length, longest first: too little memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), max_rows):
+        yield order[start : start + max_rows]
+
+
+def _choose(logits_BV: torch.Tensor, temperature: float, draws: Sequence[torch.Generator]) -> list[int]:
+    if not temperature:
+        return logits_BV.argmax(-1).tolist()
+    probs_BV = (logits_BV / temperature).softmax(-1)
+    return [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(probs_BV, draws)]
+
+
+def _row_seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _describe(patcher: Patcher | None) -> str:
+    """The patcher and what it was built with, where it says so."""
+    if patcher is None:
+        return "none"
+    config = patcher if dataclasses.is_dataclass(patcher) else getattr(patcher, "config", None)
+    return type(patcher).__name__ if config is None else repr(config)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No gradients and no dropout inside; a module's training mode comes back afterwards."""
+    was_training = getattr(model, "training", False)
+    if was_training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()
