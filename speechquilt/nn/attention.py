@@ -1,0 +1,140 @@
+"""The one place where attention is computed, the masks it takes, and the key-value state of incremental decoding.
+
+Place in the pipeline: layer 1, under every transformer here.
+Trap: `KVState` is passed in and returned, but its cache tensors are written IN PLACE: an old state may not be used again
+after it was extended. `length_B` alone says what is valid, so resetting a row costs nothing.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from speechquilt.nn.rope import rope_tables
+
+
+def attend(
+    q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask_BTS: torch.Tensor | None
+) -> torch.Tensor:
+    """Scaled dot-product attention -> `[B, H, T, K]`.
+
+    `mask_BTS` is bool, True = may attend; None = everything. A query that may attend to nothing gets zeros. Keys may
+    have fewer heads than queries (grouped-query attention): consecutive query heads share a key head.
+    """
+    B, H, T, K = q_BHTK.shape
+    groups = H // k_BHSK.shape[1]
+    mask = None if mask_BTS is None else mask_BTS[:, None]
+    if groups > 1 and T == 1:  # decoding: fold the group into the query axis instead of copying the cache per group
+        return F.scaled_dot_product_attention(
+            q_BHTK.reshape(B, H // groups, groups, K), k_BHSK, v_BHSK, attn_mask=mask
+        ).reshape(B, H, 1, K)
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, enable_gqa=groups > 1)
+
+
+def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """`mask_BTT`: token t sees the tokens of its own document up to itself, the last `window` of them when given."""
+    index_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
+    back_TT = index_T[:, None] - index_T[None, :]
+    near_TT = back_TT >= 0 if window is None else (back_TT >= 0) & (back_TT < window)
+    return near_TT & (doc_BT[:, :, None] == doc_BT[:, None, :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVState:
+    """Static caches of a stack of self-attention layers.
+
+    `k_LBHSK`, `v_LBHSK`: layers x rows x key heads x max_tokens x head width, positions already rotated in;
+    `length_B` int64: how many tokens of each row are valid.
+    """
+
+    k_LBHSK: torch.Tensor
+    v_LBHSK: torch.Tensor
+    length_B: torch.Tensor
+
+    @classmethod
+    def empty(
+        cls, *, num_layers: int, num_rows: int, num_kv_heads: int, max_tokens: int, head_width: int, like: torch.Tensor
+    ) -> "KVState":
+        """No tokens yet; device and dtype of `like`. Zeros, not garbage: a masked NaN would still spread."""
+        shape = (num_layers, num_rows, num_kv_heads, max_tokens, head_width)
+        return cls(
+            k_LBHSK=torch.zeros(shape, dtype=like.dtype, device=like.device),
+            v_LBHSK=torch.zeros(shape, dtype=like.dtype, device=like.device),
+            length_B=torch.zeros(num_rows, dtype=torch.int64, device=like.device),
+        )
+
+    def reset(self, rows_B: torch.Tensor) -> "KVState":
+        """The rows where bool `rows_B` is True start again with no tokens (a new sequence takes the place)."""
+        return replace(self, length_B=self.length_B.masked_fill(rows_B, 0))
+
+    def advance(self, num_B: torch.Tensor) -> "KVState":
+        return replace(self, length_B=self.length_B + num_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What all layers share while up to T new tokens are appended to some rows (N of the state's B rows take part).
+
+    `rows_N` int64 indices, or None when every row takes part (no gather needed); `valid_NT` bool, or None when every
+    token is real; `slot_NT` the position of each token; caches are read in `start:stop` only; `mask_NTS` over them.
+    """
+
+    rows_N: torch.Tensor | None
+    valid_NT: torch.Tensor | None
+    slot_NT: torch.Tensor
+    start: int
+    stop: int
+    mask_NTS: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def plan(
+        cls, state: KVState, num_B: torch.Tensor, num_new: int, theta: float, window: int | None
+    ) -> "Extension | None":
+        """Row b appends the first `num_B[b]` of `num_new` tokens; None when no row appends any.
+
+        Raises ValueError when a row would outgrow its cache.
+        """
+        rows_N = None if bool((num_B > 0).all()) else (num_B > 0).nonzero()[:, 0]
+        if rows_N is not None and len(rows_N) == 0:
+            return None
+        length_N = state.length_B if rows_N is None else state.length_B[rows_N]
+        num_N = num_B if rows_N is None else num_B[rows_N]
+        stop, max_tokens = int((length_N + num_N).max()), state.k_LBHSK.shape[3]
+        if stop > max_tokens:
+            raise ValueError(
+                f"max_tokens={max_tokens} is too small: a row grows to {stop} tokens; init_state with more"
+            )
+        start = 0 if window is None else max(0, int(length_N.min()) - window + 1)
+        new_T = torch.arange(num_new, device=num_B.device)
+        slot_NT = length_N[:, None] + new_T
+        back_NTS = slot_NT[:, :, None] - torch.arange(start, stop, device=num_B.device)
+        ragged = num_new > 1 and bool((num_N < num_new).any())
+        return cls(
+            rows_N=rows_N,
+            valid_NT=new_T < num_N[:, None] if ragged else None,
+            slot_NT=slot_NT,
+            start=start,
+            stop=stop,
+            mask_NTS=back_NTS >= 0 if window is None else (back_NTS >= 0) & (back_NTS < window),
+            rope=rope_tables(slot_NT, state.k_LBHSK.shape[4], theta),
+        )
+
+    def write_and_read(
+        self, state: KVState, layer: int, k_NHTK: torch.Tensor, v_NHTK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the new keys and values of one layer into the cache (in place); -> all of the rows' `[N, H, S, K]`."""
+        rows_N = self.rows_N
+        if rows_N is None:
+            rows_N = torch.arange(len(self.slot_NT), device=self.slot_NT.device)
+        rows_NT = rows_N[:, None].expand_as(self.slot_NT)
+        out = []
+        for cache_BHSK, new_NHTK in ((state.k_LBHSK[layer], k_NHTK), (state.v_LBHSK[layer], v_NHTK)):
+            new_NTHK = new_NHTK.transpose(1, 2)
+            if self.valid_NT is None:
+                cache_BHSK[rows_NT, :, self.slot_NT] = new_NTHK
+            else:
+                cache_BHSK[rows_NT[self.valid_NT], :, self.slot_NT[self.valid_NT]] = new_NTHK[self.valid_NT]
+            read_BHSK = cache_BHSK[:, :, self.start : self.stop]
+            out.append(read_BHSK if self.rows_N is None else read_BHSK[rows_N])
+        return out[0], out[1]

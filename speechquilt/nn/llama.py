@@ -1,0 +1,196 @@
+"""A Llama-style transformer stack: RMSNorm, grouped-query attention with RoPE, SwiGLU, no biases.
+
+Place in the pipeline: layer 1; the global transformer, the plain LM and the text-to-token model are this stack, and the
+local modules of the latent model reuse its block. Parameter names are those of Hugging Face `LlamaModel`.
+Trap: embeddings and head are the caller's; the stack maps vectors to (normalised) vectors. `step` and `extend` write the
+caches of the given state in place, see `KVState`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speechquilt.nn.attention import Extension, KVState, attend, causal_mask
+from speechquilt.nn.rope import rope_tables, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Sizes of a stack. `window`: self-attention reaches back over this many tokens; None = the whole document."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"width={self.width} must be num_heads={self.num_heads} times an even head width; change one of them"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}; change one of them"
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    def build(self, seed: int = 0) -> "LlamaStack":
+        stack = LlamaStack(self)
+        init_weights(stack, torch.Generator().manual_seed(seed))
+        return stack
+
+
+def init_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Truncated normal at 3 sigma, std = (input width)^-0.5, for FFN outputs too; norms are 1 (spec 2, 6.2).
+
+    An embedding counts its own width as input width.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Embedding):
+            std = child.weight.shape[1] ** -0.5
+            nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std, generator=generator)
+        elif isinstance(child, nn.RMSNorm):
+            nn.init.ones_(child.weight)
+
+
+def split_heads(x_BTD: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """`[B, T, H * K] -> [B, H, T, K]`."""
+    B, T, D = x_BTD.shape
+    return x_BTD.view(B, T, num_heads, D // num_heads).transpose(1, 2)
+
+
+def merge_heads(x_BHTK: torch.Tensor) -> torch.Tensor:
+    """`[B, H, T, K] -> [B, T, H * K]`."""
+    return x_BHTK.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        kv_width = config.num_kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def _qkv(
+        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_BHTK = rotate(split_heads(self.q_proj(x_BTD), self.num_heads), rope)
+        k_BHTK = rotate(split_heads(self.k_proj(x_BTD), self.num_kv_heads), rope)
+        return q_BHTK, k_BHTK, split_heads(self.v_proj(x_BTD), self.num_kv_heads)
+
+    def forward(
+        self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        q_BHTK, k_BHTK, v_BHTK = self._qkv(x_BTD, rope)
+        return self.o_proj(merge_heads(attend(q_BHTK, k_BHTK, v_BHTK, mask_BTT)))
+
+    def extend(self, x_NTD: torch.Tensor, layer: int, state: KVState, plan: Extension) -> torch.Tensor:
+        q_NHTK, k_NHTK, v_NHTK = self._qkv(x_NTD, plan.rope)
+        k_NHSK, v_NHSK = plan.write_and_read(state, layer, k_NHTK, v_NHTK)
+        return self.o_proj(merge_heads(attend(q_NHTK, k_NHSK, v_NHSK, plan.mask_NTS)))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, ffn_width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, ffn_width, bias=False)
+        self.up_proj = nn.Linear(width, ffn_width, bias=False)
+        self.down_proj = nn.Linear(ffn_width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaBlock(nn.Module):
+    """One pre-norm layer; `forward` over whole rows and `extend` over new tokens are twins."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.ffn_width)
+
+    def forward(
+        self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), mask_BTT, rope)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+    def extend(self, x_NTD: torch.Tensor, layer: int, state: KVState, plan: Extension) -> torch.Tensor:
+        x_NTD = x_NTD + self.self_attn.extend(self.input_layernorm(x_NTD), layer, state, plan)
+        return x_NTD + self.mlp(self.post_attention_layernorm(x_NTD))
+
+
+class LlamaStack(nn.Module):
+    """Blocks and a final RMSNorm."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def mask(self, doc_BT: torch.Tensor) -> torch.Tensor:
+        """The mask `forward` wants for packed documents, with this stack's window: bool `[B, T, T]`."""
+        return causal_mask(doc_BT, self.config.window)
+
+    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, pos_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """`mask_BTT` bool, True = may attend; `pos_BT` default: the index in the row (RoPE is relative)."""
+        if pos_BT is None:
+            pos_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        rope = rope_tables(pos_BT, self.config.head_width, self.config.rope_theta)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, mask_BTT, rope)
+        return self.norm(x_BTD)
+
+    def init_state(self, num_rows: int, max_tokens: int) -> KVState:
+        return KVState.empty(
+            num_layers=self.config.num_layers,
+            num_rows=num_rows,
+            num_kv_heads=self.config.num_kv_heads,
+            max_tokens=max_tokens,
+            head_width=self.config.head_width,
+            like=self.norm.weight,
+        )
+
+    def extend(self, x_BTD: torch.Tensor, num_B: torch.Tensor, state: KVState) -> tuple[torch.Tensor, KVState]:
+        """Append the first `num_B[b]` of T new tokens to row b (0 = the row is left alone): prompts, or one step.
+
+        -> `x_BTD` (zeros where no token was appended) and the new state. Only the rows that append cost anything, and
+        attention reads the caches up to the longest of them. Raises ValueError when a row outgrows `max_tokens`.
+        """
+        plan = Extension.plan(state, num_B, x_BTD.shape[1], self.config.rope_theta, self.config.window)
+        if plan is None:
+            return torch.zeros_like(x_BTD), state
+        x_NTD = x_BTD if plan.rows_N is None else x_BTD[plan.rows_N]
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, LlamaBlock)
+            x_NTD = layer.extend(x_NTD, i, state, plan)
+        x_NTD = self.norm(x_NTD)
+        if plan.valid_NT is not None:
+            x_NTD = x_NTD.masked_fill(~plan.valid_NT[..., None], 0)
+        if plan.rows_N is not None:
+            x_NTD = torch.zeros_like(x_BTD).index_copy(0, plan.rows_N, x_NTD)
+        return x_NTD, state.advance(num_B)
+
+    def step(
+        self, x_BD: torch.Tensor, state: KVState, active_B: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, KVState]:
+        """One token per row, each at its own position; rows where `active_B` is False are left alone and give zeros."""
+        if active_B is None:
+            active_B = torch.ones(len(x_BD), dtype=torch.bool, device=x_BD.device)
+        x_BTD, state = self.extend(x_BD[:, None], active_B.long(), state)
+        return x_BTD[:, 0], state
