@@ -1,0 +1,236 @@
+"""Synthetic interleaving: choose spans of a text document that will be spoken, then put their speech tokens in.
+
+Place in the pipeline: between a text corpus and the shards. `plan` (no model) -> a text-to-token model speaks `plan.spans`
+-> `assemble` (no model). Spec 1, 5.2.
+Trap: the ratio counts *input words*, not output tokens; at 12.5 Hz about 60 % of the finished sequence is speech.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from speechquilt.config import fingerprint
+from speechquilt.types import Document, Modality, Segment, SpokenSpan
+
+# Han, kana: written without spaces, so that without a segmenter every character counts as a word.
+_CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
+_CLOSING = "[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\u2026\u300d\u300f\u3011\uff09]*"
+_WORD = re.compile(rf"\s*(?:{_CHARACTER}|(?:(?!{_CHARACTER})\S)+){_CLOSING}")
+JUDGED_FROM = 3  # text tokens; shorter spans are too short to judge by their rate
+SPEECH_PER_TEXT = (1, 9)  # least and most speech tokens per text token of a believable span, at 12.5 Hz
+
+
+class Piece(NamedTuple):
+    """A run of a document in one modality; `text` still has its white space."""
+
+    modality: Modality
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleavePlan:
+    """Which runs of a document are to be spoken. The texts of `pieces` joined are the document, byte for byte.
+
+    `seed`: of this (document, pass), for whatever else is drawn for it.
+    """
+
+    document_id: str
+    pass_index: int
+    seed: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The texts to speak, in order, without the white space around them."""
+        return tuple(piece.text.strip() for piece in self.pieces if piece.modality == "speech")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleaveConfig:
+    """`ratio` of the words to speak, `poisson_mean` words per span (`character_mean` in scripts without spaces)."""
+
+    ratio: float = 0.3
+    poisson_mean: float = 10.0
+    character_mean: float = 16.0
+    min_words: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+        for key in ("poisson_mean", "character_mean"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1 word; the paper's recipe uses 10")
+        if self.min_words < 1:
+            raise ValueError(f"min_words={self.min_words} must be at least 1")
+
+
+@dataclass(kw_only=True)
+class InterleaveStats:
+    """Adds up what `assemble` did over many documents; `rejects` counts spans left as text, by reason."""
+
+    words: int = 0
+    spoken_words: int = 0
+    spans: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ratio(self) -> float:
+        """The realised share of words that became speech."""
+        return self.spoken_words / max(1, self.words)
+
+
+def split_words(text: str) -> list[str]:
+    """Words, each with the white space before it (the last also with what follows); joined they are the text again.
+
+    A Han or kana character is a word of its own. White space alone gives no word.
+    """
+    matches = [m.span() for m in _WORD.finditer(text)]
+    if not matches:
+        return []
+    starts = [0] + [start for start, _ in matches[1:]]
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)])]
+
+
+def choose_spans(
+    num_words: int, rng: np.random.Generator, ratio: float = 0.3, poisson_mean: float = 10
+) -> list[tuple[int, int]]:
+    """Word ranges [start, end) to speak, in order: exactly round(ratio x num_words) words, at least one word apart.
+
+    Lengths are Poisson without zeros, the last one shortened; every placement of the spans is equally likely (spec 1, 5.2
+    steps 2-4). Raises ValueError for a ratio above 0.5, where spans could no longer be kept apart.
+    """
+    _check_ratio(ratio)
+    target = int(ratio * num_words + 0.5)
+    lengths: list[int] = []
+    missing = target
+    while missing:
+        length = min(int(rng.poisson(poisson_mean)), missing)
+        if length:
+            lengths.append(length)
+            missing -= length
+    order = rng.permutation(len(lengths))
+    gaps = np.sort(rng.choice(num_words - target + 1, size=len(lengths), replace=False))
+    return place_spans([lengths[i] for i in order], gaps.tolist())
+
+
+def place_spans(lengths: Sequence[int], gaps: Sequence[int]) -> list[tuple[int, int]]:
+    """Spans of these lengths, each put where `gaps[k]` (rising) text words have passed."""
+    spans = []
+    spoken = 0
+    for gap, length in zip(gaps, lengths):
+        spans.append((gap + spoken, gap + spoken + length))
+        spoken += length
+    return spans
+
+
+def plan(document_id: str, text: str, pass_index: int, config: InterleaveConfig) -> InterleavePlan:
+    """Choose the spans of one document for one pass over the corpus; a pure function of its arguments.
+
+    White space between text and speech stays with the text. A document below `min_words` stays text.
+    """
+    seed = int(fingerprint([document_id, pass_index, config.seed]), 16)
+    words = split_words(text)
+    spans: list[tuple[int, int]] = []
+    if len(words) >= config.min_words:
+        characters = sum(re.match(rf"\s*{_CHARACTER}", word) is not None for word in words)
+        mean = config.character_mean if 2 * characters > len(words) else config.poisson_mean
+        spans = choose_spans(len(words), np.random.default_rng(seed), config.ratio, mean)
+    return InterleavePlan(
+        document_id=document_id, pass_index=pass_index, seed=seed, pieces=tuple(_pieces(text, words, spans))
+    )
+
+
+def assemble(
+    plan: InterleavePlan,
+    spoken: Sequence[SpokenSpan],
+    text_encode: Callable[[str], Sequence[int]],
+    *,
+    source: str = "interleaved",
+    stats: InterleaveStats | None = None,
+) -> Document:
+    """Put the speech tokens of `plan.spans` into their places.
+
+    A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
+    without the white space around it (the text tokenizer prefixes a space). `stats`, if given, is added to.
+    Raises ValueError when `spoken` does not have one entry per span.
+    """
+    num_spans = sum(piece.modality == "speech" for piece in plan.pieces)
+    if len(spoken) != num_spans:
+        raise ValueError(
+            f"{plan.document_id}: {len(spoken)} spoken spans for {num_spans} planned ones; give one for each"
+        )
+    stats = InterleaveStats() if stats is None else stats
+    runs: list[str | SpokenSpan] = []
+    spans = iter(spoken)
+    for piece in plan.pieces:
+        run: str | SpokenSpan = piece.text
+        num_words = len(split_words(piece.text))
+        stats.words += num_words
+        if piece.modality == "speech":
+            span = next(spans)
+            reason = reject_reason(span, len(text_encode(piece.text.strip())))
+            stats.spans += 1
+            if reason:
+                stats.rejects[reason] += 1
+            else:
+                stats.spoken_words += num_words
+                run = span
+        if isinstance(run, str) and runs and isinstance(runs[-1], str):
+            runs[-1] += run
+        else:
+            runs.append(run)
+    return Document(
+        id=f"{plan.document_id}/pass{plan.pass_index}",
+        source=source,
+        segments=tuple(_segment(run, text_encode) for run in runs if not isinstance(run, str) or run.strip()),
+    )
+
+
+def reject_reason(span: SpokenSpan, num_text: int) -> str:
+    """Why a spoken span may not be used, "" when it may (spec 1, 5.2 step 5); `num_text` text tokens were spoken."""
+    if span.reject:
+        return span.reject
+    if len(span.ids_T) == 0:
+        return "no speech tokens"
+    least, most = SPEECH_PER_TEXT
+    if num_text >= JUDGED_FROM and len(span.ids_T) < least * num_text:
+        return f"fewer than {least} speech tokens per text token"
+    if num_text >= JUDGED_FROM and len(span.ids_T) > most * num_text:
+        return f"more than {most} speech tokens per text token"
+    return ""
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 <= ratio <= 0.5:
+        raise ValueError(
+            f"ratio={ratio} must be between 0 and 0.5, or spans could not be kept apart; the paper uses 0.3"
+        )
+
+
+def _pieces(text: str, words: list[str], spans: list[tuple[int, int]]) -> list[Piece]:
+    """Cut `text` at the spans, moving the cut before a span behind the white space that belongs to the text."""
+    if not words:
+        return [Piece("text", text)] if text else []
+    starts = np.cumsum([0] + [len(word) for word in words])
+    pieces: list[Piece] = []
+    done = 0
+    for start, end in spans:
+        a, b = int(starts[start]), int(starts[end])
+        if start:  # at the start of the document there is no text to hold the white space
+            a += len(words[start]) - len(words[start].lstrip())
+            pieces.append(Piece("text", text[done:a]))
+        pieces.append(Piece("speech", text[a:b]))
+        done = b
+    if done < len(text):
+        pieces.append(Piece("text", text[done:]))
+    return pieces
+
+
+def _segment(run: str | SpokenSpan, text_encode: Callable[[str], Sequence[int]]) -> Segment:
+    if isinstance(run, str):
+        return Segment(modality="text", ids_T=np.asarray(text_encode(run.strip()), dtype=np.int32))
+    return Segment(modality="speech", ids_T=np.asarray(run.ids_T, dtype=np.int32), unit_end_T=run.unit_end_T)

@@ -1,0 +1,217 @@
+"""Synthetic interleaving: the algorithm of spec 1, 5.2, step by step."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechquilt.data.interleave import (
+    InterleaveConfig,
+    InterleaveStats,
+    assemble,
+    choose_spans,
+    place_spans,
+    plan,
+    split_words,
+)
+from speechquilt.types import SpokenSpan
+
+WORDS_20 = " ".join(f"w{i}" for i in range(20))
+WORDS_60 = " ".join(f"w{i}" for i in range(60))
+
+
+def encode(text: str) -> list[int]:
+    assert text == text.strip()
+    return [len(word) for word in text.split()]
+
+
+def say(num_tokens: int, reject: str = "") -> SpokenSpan:
+    ends = np.zeros(num_tokens, dtype=bool)
+    ends[-1:] = True
+    return SpokenSpan(ids_T=np.arange(num_tokens), unit_end_T=ends, reject=reject)
+
+
+def test_worked_example_of_the_specification():
+    assert place_spans([4, 2], [5, 12]) == [(5, 9), (16, 18)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_words=st.integers(0, 300),
+    seed=st.integers(0, 2**32),
+    ratio=st.floats(0, 0.5),
+    mean=st.floats(1, 20),
+)
+def test_spans_cover_the_ratio_exactly_and_never_touch(num_words, seed, ratio, mean):
+    spans = choose_spans(num_words, np.random.default_rng(seed), ratio, mean)
+    assert sum(end - start for start, end in spans) == int(ratio * num_words + 0.5)
+    assert all(0 <= start < end <= num_words for start, end in spans)
+    assert all(next_start > end for (_, end), (next_start, _) in pairwise(spans))
+
+
+def test_every_word_is_equally_likely_up_to_the_ends():
+    """All placements are equally likely, so the middle of a document is covered at the ratio and the pattern is
+    symmetric. (The very ends are covered a little less: a span that could start before word 0 does not exist.)"""
+    num_words, draws = 60, 6000
+    rng = np.random.default_rng(0)
+    covered = np.zeros(num_words)
+    for _ in range(draws):
+        for start, end in choose_spans(num_words, rng, 0.3, 6):
+            covered[start:end] += 1
+    covered /= draws
+    assert abs(covered.mean() - 0.3) < 1e-9
+    deviation = np.sqrt(0.3 * 0.7 / draws)
+    assert np.abs(covered - covered[::-1]).max() < 5 * np.sqrt(2) * deviation
+    assert np.abs(covered[8:-8] - covered[8:-8].mean()).max() < 6 * deviation
+
+
+def test_all_placements_are_equally_likely():
+    """7 words, spans of 1 and 1 word with 5 text words: 6 gaps, 15 pairs of gaps, each as likely as the others."""
+    rng = np.random.default_rng(1)
+    drawn = (tuple(choose_spans(7, rng, 2 / 7, 1)) for _ in range(6000))
+    counts = Counter(spans for spans in drawn if len(spans) == 2)
+    assert len(counts) == 15
+    expected = sum(counts.values()) / 15
+    assert min(counts.values()) > expected - 5 * np.sqrt(expected)
+    assert max(counts.values()) < expected + 5 * np.sqrt(expected)
+
+
+def test_lengths_are_poisson():
+    rng = np.random.default_rng(2)
+    lengths = [end - start for _ in range(300) for start, end in choose_spans(2000, rng, 0.3, 10)]
+    assert 9.5 < np.mean(lengths) < 10.2  # the last of about 60 is shortened
+    assert 9 < np.var(lengths) < 12
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=" \t\n\u3000\u00a0ab,.'世界。カﾟé🙂", max_size=60))
+def test_words_join_to_the_text(text):
+    words = split_words(text)
+    assert "".join(words) == (text if text.strip() else "")
+    assert all(word.strip() for word in words)
+
+
+def test_words_of_scripts_with_and_without_spaces():
+    assert split_words("  Hello, big\nworld. ") == ["  Hello,", " big", "\nworld. "]
+    assert split_words("你好，世界。ok") == ["你", "好，", "世", "界。", "ok"]
+    assert split_words(" \n ") == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.lists(st.sampled_from(["a", "bb", "世", "é.", " ", "\n\n", "\t"]), max_size=80).map("".join),
+    id=st.text(max_size=5),
+    pass_index=st.integers(0, 3),
+    ratio=st.floats(0, 0.5),
+)
+def test_pieces_join_to_the_document(text, id, pass_index, ratio):
+    result = plan(id, text, pass_index, InterleaveConfig(ratio=ratio, poisson_mean=2, character_mean=3, min_words=4))
+    assert "".join(piece.text for piece in result.pieces) == text
+    for before, after in pairwise(result.pieces):
+        assert before.modality != after.modality
+    for k, piece in enumerate(result.pieces):
+        if piece.modality == "speech":  # white space is the text's, wherever there is a text to hold it
+            assert k == 0 or piece.text == piece.text.lstrip()
+            assert k == len(result.pieces) - 1 or piece.text == piece.text.rstrip()
+    assert all(span and span == span.strip() for span in result.spans)
+
+
+def test_a_plan_depends_on_document_pass_and_seed_alone():
+    config = InterleaveConfig()
+    first = plan("d", WORDS_60, 0, config)
+    assert first == plan("d", WORDS_60, 0, config)
+    others = [
+        plan("d", WORDS_60, 1, config),
+        plan("e", WORDS_60, 0, config),
+        plan("d", WORDS_60, 0, InterleaveConfig(seed=1)),
+    ]
+    assert len({str(p.pieces) for p in [first, *others]}) == 4
+    # written down once: a change here changes every interleaved data set ever made
+    assert first.seed == 161991038498215
+    assert [len(split_words(p.text)) for p in first.pieces] == [7, 7, 2, 5, 33, 6]
+
+
+def test_short_documents_stay_text():
+    text = " ".join(["w"] * 19)
+    assert [p.modality for p in plan("d", text, 0, InterleaveConfig()).pieces] == ["text"]
+    assert plan("d", "", 0, InterleaveConfig()).pieces == ()
+    assert assemble(plan("d", " ", 0, InterleaveConfig()), [], encode).segments == ()
+
+
+def test_scripts_without_spaces_get_longer_spans():
+    text = "世" * 3000
+    config = InterleaveConfig()
+    lengths = [len(span) for i in range(5) for span in plan(str(i), text, 0, config).spans]
+    assert 14.5 < np.mean(lengths) < 17
+
+
+def test_assembled_document_has_every_piece_in_place():
+    result = plan("d", WORDS_20, 0, InterleaveConfig(poisson_mean=3))
+    spoken = [say(3 * len(span.split()) + 1) for span in result.spans]
+    document = assemble(result, spoken, encode, source="mine")
+    assert document.id == "d/pass0"
+    assert document.source == "mine"
+    assert len(document.segments) == len(result.pieces)
+    left = iter(spoken)
+    for piece, segment in zip(result.pieces, document.segments):
+        assert piece.modality == segment.modality
+        assert segment.ids_T.dtype == np.int32
+        assert segment.loss
+        if piece.modality == "text":
+            assert segment.ids_T.tolist() == encode(piece.text.strip())
+            assert segment.unit_end_T is None
+        else:
+            span = next(left)
+            np.testing.assert_array_equal(segment.ids_T, span.ids_T)
+            np.testing.assert_array_equal(segment.unit_end_T, span.unit_end_T)
+
+
+@pytest.mark.parametrize(
+    ("per_word", "reject", "reason"),
+    [
+        (0.5, "", "fewer than 1 speech tokens per text token"),
+        (1, "", ""),
+        (9, "", ""),
+        (9.5, "", "more than 9 speech tokens per text token"),
+        (4, "hit the cap", "hit the cap"),
+        (0, "", "no speech tokens"),
+    ],
+)
+def test_bad_spans_stay_text_and_are_counted(per_word, reject, reason):
+    result = plan("d", " ".join(f"w{i}" for i in range(40)), 0, InterleaveConfig(poisson_mean=100))
+    (span,) = result.spans
+    assert len(span.split()) == 12
+    stats = InterleaveStats()
+    document = assemble(result, [say(int(12 * per_word), reject)], encode, stats=stats)
+    assert dict(stats.rejects) == ({reason: 1} if reason else {})
+    assert (stats.words, stats.spans) == (40, 1)
+    if reason:
+        (segment,) = document.segments  # joined with the text around it
+        assert segment.modality == "text"
+        assert segment.ids_T.tolist() == encode(" ".join(f"w{i}" for i in range(40)))
+        assert stats.ratio == 0
+    else:
+        assert stats.ratio == 0.3
+
+
+def test_a_span_of_two_text_tokens_is_not_judged_by_its_rate():
+    result = plan("d", WORDS_20, 0, InterleaveConfig(ratio=0.1, poisson_mean=100))
+    assert len(result.spans[0].split()) == 2
+    assert len(assemble(result, [say(1)], encode).segments) == len(result.pieces)
+    assert len(assemble(result, [say(50)], encode).segments) == len(result.pieces)
+
+
+def test_a_missing_span_is_an_error():
+    result = plan("d", WORDS_20, 0, InterleaveConfig())
+    with pytest.raises(ValueError, match="d: 0 spoken spans for"):
+        assemble(result, [], encode)
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 0.6}, {"ratio": -0.1}, {"poisson_mean": 0.5}, {"min_words": 0}])
+def test_config_is_checked(wrong):
+    (key,) = wrong
+    with pytest.raises(ValueError, match=f"{key}="):
+        InterleaveConfig(**wrong)
