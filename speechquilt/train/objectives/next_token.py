@@ -1,0 +1,54 @@
+"""Next-token prediction over text and speech: the objective of every language model here.
+
+Place in the pipeline: layer 3, between `LanguageModel` (logits) and `Trainer` (sums).
+Trap: nothing here may wait for the GPU, so text and speech are told apart by masks, never by selecting positions.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from speechquilt.types import IGNORE, Batch
+from speechquilt.vocab import Vocab
+
+COUNTS = ("tokens", "speech_tokens", "units", "speech_units")
+
+
+class NextTokenObjective:
+    """Summed cross-entropy in nats. Weight: the number of labels.
+
+    Scalars: `text_loss` (text tokens alone, markers in neither), `speech_loss`, each with its weight;
+    `total_tokens`, `total_speech_tokens`, `total_units`, `total_speech_units` from the counts that the packer puts into
+    `batch.meta` (padding not counted); `total_flops` when `flops(batch)` is given, in FLOPs of one training step.
+    """
+
+    def __init__(self, vocab: Vocab, flops: Callable[[Batch], float] | None = None) -> None:
+        self.vocab = vocab
+        self.flops = flops
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        logits_BTV = model(batch)
+        labels_BT = batch.labels_BT
+        loss_BT = functional.cross_entropy(
+            logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="none"
+        ).view_as(labels_BT)
+        scalars: dict[str, torch.Tensor] = {}
+        detached_BT = loss_BT.detach()
+        of_text_BT = self.vocab.is_text(labels_BT) & (labels_BT != IGNORE)
+        for name, mask_BT in (("text_loss", of_text_BT), ("speech_loss", self.vocab.is_speech(labels_BT))):
+            scalars[name] = (detached_BT * mask_BT).sum()
+            scalars[f"{name}_weight"] = mask_BT.sum()
+        for name, count in self._totals(batch).items():
+            scalars[name] = torch.full((), count, dtype=torch.float64, device=labels_BT.device)
+        return loss_BT.sum(), (labels_BT != IGNORE).sum(), scalars
+
+    def _totals(self, batch: Batch) -> dict[str, float]:
+        missing = [key for key in COUNTS if key not in batch.meta]
+        if missing:
+            raise ValueError(f"batch.meta lacks {', '.join(missing)}; the packer counts them, padding left out")
+        totals = {f"total_{key}": float(batch.meta[key]) for key in COUNTS}
+        if self.flops is not None:
+            totals["total_flops"] = float(self.flops(batch))
+        return totals

@@ -1,0 +1,93 @@
+"""What surrounds a training loop: stop requests, reproducible settings, the progress line.
+
+Place in the pipeline: layer 3, used by the trainer alone. Each is a context manager that puts back what it found.
+Trap: signal handlers can be set in the main thread only; elsewhere a run simply cannot be asked to stop.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class StopRequest:
+    """`asked` turns True on the first SIGTERM or SIGINT; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def reproducible(device: torch.device, num_threads: int | None) -> Iterator[None]:
+    """Same inputs, same bits, on a CPU: a fixed number of threads and deterministic kernels."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only slows
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+class Progress:
+    """Steps done, rate, time left and loss on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
+
+    def __init__(self, name: str, step: int, last: int, *, shown: bool = True) -> None:
+        settings: dict[str, Any] = {"mininterval": 0.5}
+        if not sys.stderr.isatty():
+            line = "{desc}: step {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            settings = {"mininterval": 10.0, "file": _Lines(), "bar_format": line}
+        self._bar = tqdm(total=last, initial=step, desc=name, unit="step", disable=not shown, **settings)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, loss: float | None = None) -> None:
+        """One step done; `loss` is shown from now on."""
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update()
+
+
+class _Lines:
+    """A file for tqdm that ends lines instead of overwriting them, for logs."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,118 @@
+"""A model small enough to be trained many times in a test, with what makes resuming hard: dropout, a buffer, epochs.
+
+Run as a script it trains in a folder: `python -m tests.e2e.tiny_training RUN_DIR [key=value ...]`. With `block_at=N` the
+objective writes RUN_DIR/blocked in the middle of step N and waits there to be killed.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from speechquilt.train import distributed
+from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
+
+ITEMS, ROWS, WIDTH, CLASSES = 22, 4, 6, 5  # 22 items in rows of 4: the edge of an epoch falls inside a batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    x_BD: torch.Tensor
+    y_B: torch.Tensor
+    meta: dict = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Rows":
+        return Rows(self.x_BD.to(device), self.y_B.to(device), self.meta)
+
+
+class ShuffledLoader:
+    """Rows r::world_size of a stream of epochs, each shuffled by its own seed. The state is a place in that stream."""
+
+    def __init__(self, rows: int = ROWS) -> None:
+        draw = torch.Generator().manual_seed(7)
+        self.x = torch.randn(ITEMS, WIDTH, generator=draw)
+        self.y = torch.randint(CLASSES, (ITEMS,), generator=draw)
+        self.rows, self.next_item = rows, 0
+
+    def next_batch(self) -> Rows:
+        places = range(self.next_item, self.next_item + self.rows)[distributed.rank() :: distributed.world_size()]
+        items = [self._order(i // ITEMS)[i % ITEMS] for i in places]
+        self.next_item += self.rows
+        return Rows(self.x[items], self.y[items], {"items": items})
+
+    def state_dict(self) -> dict:
+        return {"next_item": self.next_item}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.next_item = state["next_item"]
+
+    def _order(self, epoch: int) -> list[int]:
+        return torch.randperm(ITEMS, generator=torch.Generator().manual_seed(epoch)).tolist()
+
+
+class TinyModel(nn.Module):
+    """Two layers; `seen` counts the forward passes in training, as a running statistic would."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.first, self.second = nn.Linear(WIDTH, 16), nn.Linear(16, CLASSES)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, batch: Rows) -> torch.Tensor:
+        self.seen += self.training
+        return self.second(self.dropout(self.first(batch.x_BD).relu()))
+
+
+def objective(model: nn.Module, batch: Rows):
+    """Classification; class 0 stands for rows without a target, so weights differ between batches."""
+    logits_BC = model(batch)
+    labels_B = torch.where(batch.y_B == 0, -100, batch.y_B)
+    loss = functional.cross_entropy(logits_BC, labels_B, ignore_index=-100, reduction="sum")
+    one = batch.y_B == 1
+    scalars = {
+        "one": (logits_BC.detach()[:, 1] * one).sum(),
+        "one_weight": one.sum(),
+        "logit": logits_BC.detach().sum(),
+        "total_rows": torch.tensor(len(batch.y_B)),
+    }
+    return loss, (labels_B != -100).sum(), scalars
+
+
+CONFIG = {"steps": 20, "lr": 0.05, "warmup_steps": 3, "log_every": 4, "checkpoint_every": 5, "num_threads": 1}
+
+
+def make(run_dir: Path, objective=objective, rows: int = ROWS, dropout: float = 0.3, **changes) -> Trainer:
+    config = TrainConfig(**{**CONFIG, "device": "cpu", **changes})
+    return Trainer(config, TinyModel(dropout), objective, ShuffledLoader(rows), run_dir, "tiny")
+
+
+def train(run_dir: Path, **changes) -> TrainResult:
+    return make(run_dir, **changes).train()
+
+
+def main(run_dir: Path, block_at: int = 0, **changes) -> None:
+    calls = 0
+
+    def blocking(model, batch):
+        nonlocal calls
+        calls += 1
+        result = objective(model, batch)
+        if calls == block_at:
+            (run_dir / "blocked").touch()
+            time.sleep(60)
+        return result
+
+    train(run_dir, objective=blocking, **changes)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    pairs = (argument.split("=") for argument in sys.argv[2:])
+    main(Path(sys.argv[1]), **{k: float(v) if "." in v else int(v) for k, v in pairs})
