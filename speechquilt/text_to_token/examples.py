@@ -1,0 +1,286 @@
+"""Training examples for the text-to-token model: whole utterances and short spans, packed into rows.
+
+Place in the pipeline: between the speech tokenizer (and word times) and the one trainer; the recipe fills `AlignedTokens`.
+Trap: interleaving asks the model for *spans* that start and end in mid-sentence, so spans cut at word boundaries must be
+seen in training (spec synthetic-interleaved, section 4). A cut span runs from the first token of its first word to the
+last token of its last word: the silence outside is dropped, because nothing in the text says that a pause is there, while
+the pauses inside it stay. Whole utterances keep the silence at their edges.
+
+One example is `BOS, text ids, <speech>, word's speech tokens, WORD_END, ..., EOS`; every silence run is closed by a
+WORD_END too. Text is always `spoken_form`, in training and in generation.
+"""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from speechquilt.config import fingerprint, to_dict
+from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.types import IGNORE, Batch
+from speechquilt.vocab import Vocab
+
+WINDOW = 2048  # examples packed together: enough to fill rows to about 99 %, small enough to resume at once
+WHOLE = 0  # the first copy of every utterance in an epoch; the others are spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedTokens:
+    """One utterance as speech tokens with its words.
+
+    `words` as spoken; `ids_T` LOCAL speech ids; `word_of_token_T` index into `words`, -1 in silence, never going back;
+    `unit_end_T` bool, True on the last token of each word and of each silence run. A word too short for a token of its
+    own has none. Raises ValueError when these do not fit together.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    ids_T: np.ndarray
+    word_of_token_T: np.ndarray
+    unit_end_T: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.ids_T)
+        if len(self.word_of_token_T) != n or len(self.unit_end_T) != n:
+            raise ValueError(
+                f"{self.text!r}: {n} ids, {len(self.word_of_token_T)} word indices and {len(self.unit_end_T)} unit ends; "
+                "there must be one of each per speech token"
+            )
+        if n == 0:
+            return
+        word_T = np.asarray(self.word_of_token_T)
+        spoken = word_T[word_T >= 0]
+        if word_T.min() < -1 or word_T.max() >= len(self.words) or (np.diff(spoken) < 0).any():
+            raise ValueError(
+                f"{self.text!r}: word_of_token_T must rise from 0 to at most {len(self.words) - 1}, with -1 for silence"
+            )
+        must_end_T = np.append(word_T[1:] != word_T[:-1], True)
+        if (must_end_T & ~np.asarray(self.unit_end_T, dtype=bool)).any():
+            raise ValueError(f"{self.text!r}: unit_end_T must be True on the last token of every word and silence run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToTokenExample:
+    """A text and its speech, in LOCAL ids: `text_ids` int64 [L], `ids_T` int64, `unit_end_T` bool with a True last."""
+
+    text: str
+    text_ids: np.ndarray
+    ids_T: np.ndarray
+    unit_end_T: np.ndarray
+
+
+def prompt_ids(vocab: Vocab, text_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`BOS, text ids, <speech>` as model ids, int64: all that the model is given."""
+    return np.concatenate([[vocab.bos], vocab.to_model("text", np.asarray(text_ids)), [vocab.marker("speech")]])
+
+
+def lay_out(vocab: Vocab, example: TextToTokenExample) -> tuple[np.ndarray, np.ndarray]:
+    """-> model ids [N] int64 and which of them are targets [N] bool: everything after the <speech> marker."""
+    prompt = prompt_ids(vocab, example.text_ids)
+    speech_T = vocab.to_model("speech", example.ids_T)
+    ends = np.flatnonzero(example.unit_end_T)
+    answer = np.insert(speech_T, ends + 1, vocab.word_end)
+    ids = np.concatenate([prompt, answer, [vocab.eos]]).astype(np.int64)
+    return ids, np.arange(len(ids)) >= len(prompt)
+
+
+def whole_example(utterance: AlignedTokens, tokenizer: TextTokenizer) -> TextToTokenExample | None:
+    """The utterance as it is, edge silences included; None when it has no text or no speech to learn from."""
+    return _example(spoken_form(utterance.text), utterance.ids_T, utterance.unit_end_T, tokenizer)
+
+
+def draw_span(
+    utterance: AlignedTokens, tokenizer: TextTokenizer, rng: np.random.Generator, max_words: int
+) -> TextToTokenExample | None:
+    """A random run of 1 to `max_words` words; None when there is nothing to cut.
+
+    Length uniform, then place uniform. A span starts and ends on words that own a token (words without one ride along
+    inside), so the cut never asks for a sound that is not in it.
+    """
+    owners = np.unique(utterance.word_of_token_T[utterance.word_of_token_T >= 0])
+    if len(owners) == 0:
+        return None
+    length = int(rng.integers(1, min(max_words, len(owners)) + 1))
+    start = int(rng.integers(0, len(owners) - length + 1))
+    return cut_span(utterance, tokenizer, int(owners[start]), int(owners[start + length - 1]) + 1)
+
+
+def cut_span(utterance: AlignedTokens, tokenizer: TextTokenizer, first: int, last: int) -> TextToTokenExample | None:
+    """Words [first, last) and their tokens, without the silence around them; None when they have no token or text."""
+    inside = np.flatnonzero((utterance.word_of_token_T >= first) & (utterance.word_of_token_T < last))
+    if len(inside) == 0:
+        return None
+    cut = slice(int(inside[0]), int(inside[-1]) + 1)
+    text = spoken_form(" ".join(utterance.words[first:last]))
+    return _example(text, utterance.ids_T[cut], utterance.unit_end_T[cut], tokenizer)
+
+
+def _example(
+    text: str, ids_T: np.ndarray, unit_end_T: np.ndarray, tokenizer: TextTokenizer
+) -> TextToTokenExample | None:
+    if not text or len(ids_T) == 0:
+        return None
+    return TextToTokenExample(
+        text=text,
+        text_ids=np.asarray(tokenizer.encode(text), dtype=np.int64),
+        ids_T=np.asarray(ids_T, dtype=np.int64),
+        unit_end_T=np.asarray(unit_end_T, dtype=bool),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToTokenDataConfig:
+    """`rows` x `row_tokens` per batch; each epoch holds every utterance whole once and `spans_per_utterance` cuts of it."""
+
+    rows: int = 16
+    row_tokens: int = 512
+    spans_per_utterance: int = 2
+    max_span_words: int = 15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, low in (("rows", 1), ("row_tokens", 8), ("spans_per_utterance", 0), ("max_span_words", 1)):
+            if getattr(self, key) < low:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
+
+    def build(
+        self,
+        utterances: Sequence[AlignedTokens],
+        tokenizer: TextTokenizer,
+        vocab: Vocab,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> "TextToTokenLoader":
+        return TextToTokenLoader(self, utterances, tokenizer, vocab, rank, world_size)
+
+
+class TextToTokenLoader:
+    """A `protocols.Loader`: shuffled examples for ever, packed so that little is padding.
+
+    A row is a pure function of (config, epoch, window, row), so the state is those three numbers. Every rank walks the
+    same global rows and keeps its own share: two ranks together read exactly what one would.
+    Examples longer than a row cannot be packed; they are left out and counted in `Batch.meta["left_out"]`.
+    """
+
+    def __init__(
+        self,
+        config: TextToTokenDataConfig,
+        utterances: Sequence[AlignedTokens],
+        tokenizer: TextTokenizer,
+        vocab: Vocab,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not utterances:
+            raise ValueError(
+                "text-to-token training got 0 utterances; it needs at least one with text and speech tokens"
+            )
+        self.config, self.vocab = config, vocab
+        self._utterances, self._tokenizer = utterances, tokenizer
+        self._rank, self._world_size = rank, world_size
+        self._num_items = len(utterances) * (1 + config.spans_per_utterance)
+        self._num_windows = -(-self._num_items // WINDOW)
+        self._identity = fingerprint({"config": to_dict(config), "items": self._num_items, "vocab": vocab.size})
+        self._epoch, self._window, self._row = 0, 0, 0
+        self._left_out = 0
+        self._rows = self._pack_window()
+
+    def next_batch(self) -> Batch:
+        """-> the next `Batch` of this rank, [rows, row_tokens]; token-level (no opens / closes)."""
+        config = self.config
+        rows = [self._next_row() for _ in range(config.rows * self._world_size)]
+        mine = rows[self._rank * config.rows : (self._rank + 1) * config.rows]
+        arrays = [self._fill(row) for row in mine]
+        ids, labels, docs = (torch.from_numpy(np.stack(x)) for x in zip(*arrays))
+        meta = {"epoch": self._epoch, "num_examples": sum(map(len, mine)), "left_out": self._left_out}
+        return Batch(ids_BT=ids, labels_BT=labels, doc_BT=docs, meta=meta)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self._epoch,
+            "window": self._window,
+            "row": self._row,
+            "left_out": self._left_out,
+            "identity": self._identity,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batch that the state was taken after. Raises ValueError for another corpus or config."""
+        if state["identity"] != self._identity:
+            raise ValueError(
+                f"loader state {state['identity']} belongs to another corpus, vocabulary or data config than "
+                f"{self._identity}; resume with the same data, or start a new run"
+            )
+        self._epoch, self._window, self._row = state["epoch"], state["window"], state["row"]
+        self._rows = self._pack_window()
+        self._left_out = state["left_out"]
+
+    def _next_row(self) -> list[TextToTokenExample]:
+        for _ in range(self._num_windows + 1):
+            if self._row < len(self._rows):
+                self._row += 1
+                return self._rows[self._row - 1]
+            self._row, self._window = 0, self._window + 1
+            if self._window == self._num_windows:
+                self._window, self._epoch = 0, self._epoch + 1
+            self._rows = self._pack_window()
+        raise ValueError(
+            f"no example of a whole epoch fits a row of {self.config.row_tokens} tokens; "
+            "raise row_tokens, or check that the utterances have text and speech tokens"
+        )
+
+    def _pack_window(self) -> list[list[TextToTokenExample]]:
+        """Best-fit decreasing over one window of the epoch's permutation, then the rows in random order."""
+        config = self.config
+        order = np.random.default_rng([config.seed, self._epoch]).permutation(self._num_items)
+        examples = list(self._window_examples(order[self._window * WINDOW : (self._window + 1) * WINDOW].tolist()))
+        examples.sort(key=_length, reverse=True)
+        rows: list[list[TextToTokenExample]] = []
+        space: list[tuple[int, int]] = []  # (free tokens, row), ascending
+        for example in examples:
+            need = _length(example)
+            at = bisect.bisect_left(space, (need, -1))
+            free, row = space.pop(at) if at < len(space) else (config.row_tokens, len(rows))
+            if row == len(rows):
+                rows.append([])
+            rows[row].append(example)
+            bisect.insort(space, (free - need, row))
+        shuffle = np.random.default_rng([config.seed, self._epoch, self._window, 1]).permutation(len(rows))
+        return [rows[i] for i in shuffle]
+
+    def _window_examples(self, items: list[int]) -> Iterator[TextToTokenExample]:
+        config = self.config
+        for item in items:
+            copy, index = divmod(item, len(self._utterances))
+            utterance = self._utterances[index]
+            if copy == WHOLE:
+                example = whole_example(utterance, self._tokenizer)
+            else:
+                rng = np.random.default_rng([config.seed, self._epoch, item, 2])
+                example = draw_span(utterance, self._tokenizer, rng, config.max_span_words)
+            if example is None or _length(example) > config.row_tokens:
+                self._left_out += 1
+            else:
+                yield example
+
+    def _fill(self, row: list[TextToTokenExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> ids, labels, document index of one row, int64 [row_tokens]; what is left over is one padding document."""
+        ids_T = np.full(self.config.row_tokens, self.vocab.pad, dtype=np.int64)
+        labels_T = np.full(self.config.row_tokens, IGNORE, dtype=np.int64)
+        doc_T = np.full(self.config.row_tokens, len(row), dtype=np.int64)
+        at = 0
+        for doc, example in enumerate(row):
+            ids, loss = lay_out(self.vocab, example)
+            end = at + len(ids)
+            ids_T[at:end], doc_T[at:end] = ids, doc
+            labels_T[at : end - 1] = np.where(loss[1:], ids[1:], IGNORE)
+            at = end
+        return ids_T, labels_T, doc_T
+
+
+def _length(example: TextToTokenExample) -> int:
+    """Tokens of the laid-out example: text, speech, a WORD_END per unit, and BOS, <speech>, EOS."""
+    return len(example.text_ids) + len(example.ids_T) + int(example.unit_end_T.sum()) + 3

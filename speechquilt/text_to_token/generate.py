@@ -1,0 +1,340 @@
+"""Text -> speech tokens in bulk: continuous batching over the text-to-token model, `protocols.TextToToken`.
+
+Place in the pipeline: after the model is trained; fills spans of text corpora with speech (spec synthetic-interleaved,
+sections 4 and 5.2), so most of the tokens of a pre-training run pass through here.
+Trap: a request's random numbers belong to the request (its seed, the attempt, the position), never to the batch. What a
+text becomes is therefore the same alone, in any order and in any company, up to float noise at the edge of a choice.
+
+Rows of the state are slots. A slot reads its prompt, samples until EOS or its cap, is emptied and takes the next request,
+longest first, so that slots of one time have similar lengths and the last ones to finish are short.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.text_to_token.examples import prompt_ids
+from speechquilt.text_to_token.model import TextToTokenLM
+from speechquilt.types import SpokenSpan
+
+# Answers are sampled in a small id space of their own: the two ends, then the codebook.
+WORD_END, EOS, FIRST_SPEECH = 0, 1, 2
+# What was generated last decides what is legal next: nothing yet, a speech token, a WORD_END.
+START, IN_WORD, AFTER_WORD = 0, 1, 2
+NUCLEUS = 48  # candidates looked at before sorting everything; a trained model's top 0.9 rarely needs more
+CACHE_TOKENS = 128 * 1024  # tokens of key-value state in one call; very long texts get fewer slots
+PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How to sample and what to refuse; defaults from spec synthetic-interleaved, 4 and 5.2.
+
+    `max_rows` slots; `temperature` 0 is greedy; `top_p` nucleus mass. A request may generate `cap_per_token` ids per text
+    token + `cap_extra` (WORD_ENDs counted), then it is a runaway. Texts of 3 or more text tokens must have
+    `min_per_token` to `max_per_token` speech tokens per text token. A stretch of `max_repeat` tokens with a period of up
+    to 8 is a loop. What fails is sampled again up to `max_retries` times. `poll_every`: steps between two looks at who
+    is done (each look waits for the device).
+    """
+
+    max_rows: int = 128
+    temperature: float = 1.0
+    top_p: float = 0.9
+    cap_per_token: int = 10
+    cap_extra: int = 10
+    min_per_token: float = 1.0
+    max_per_token: float = 9.0
+    max_repeat: int = 25
+    max_text_tokens: int = 256
+    max_retries: int = 2
+    poll_every: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
+        for key, low in (
+            ("max_rows", 1),
+            ("poll_every", 1),
+            ("max_retries", 0),
+            ("cap_per_token", 1),
+            ("cap_extra", 0),
+        ):
+            if getattr(self, key) < low:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
+
+    def build(self, model: TextToTokenLM, tokenizer: TextTokenizer) -> "TextToTokenEngine":
+        return TextToTokenEngine(model, tokenizer, self)
+
+
+@dataclass(kw_only=True)
+class EngineStats:
+    """Counts over the life of an engine. `rejects`: final reasons; `retries`: attempts after the first."""
+
+    texts: int = 0
+    retries: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    speech_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class _Request:
+    index: int  # place in the caller's list
+    seed: int
+    text_ids: list[int]
+    cap: int
+    attempt: int = 0
+
+    def uniforms(self) -> np.ndarray:
+        """One number in [0, 1) per position, from a counter-based generator keyed by (seed, attempt)."""
+        return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, self.attempt])).random(self.cap, np.float32)
+
+
+class TextToTokenEngine:
+    """`generate(texts, seeds)`; `stats` tells how many texts, retries, rejects and tokens there were."""
+
+    def __init__(self, model: TextToTokenLM, tokenizer: TextTokenizer, config: EngineConfig | None = None) -> None:
+        if tokenizer.size != model.vocab.num_text:
+            raise ValueError(
+                f"the text tokenizer has {tokenizer.size} ids and the model knows {model.vocab.num_text}; "
+                "load both from the same model folder"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.config = config or EngineConfig()
+        self.stats = EngineStats()
+
+    @torch.inference_mode()
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
+        """-> one `SpokenSpan` per text, in order, WORD_ENDs turned into `unit_end_T`.
+
+        Never fails on a text: what cannot be spoken or went wrong `max_retries` + 1 times carries its reason in `reject`
+        (and its last tokens, for whoever looks into it). Raises ValueError when texts and seeds differ in number.
+        """
+        if len(texts) != len(seeds):
+            raise ValueError(f"{len(texts)} texts and {len(seeds)} seeds; give one seed per text")
+        started = time.perf_counter()
+        self.model.eval()
+        spans: dict[int, SpokenSpan] = {}
+        waiting = []
+        for index, (text, seed) in enumerate(zip(texts, seeds)):
+            request, reject = self._request(index, text, seed)
+            if request is None:
+                spans[index] = _no_speech(reject)
+            else:
+                waiting.append(request)
+        waiting.sort(key=lambda r: (-r.cap, r.index))
+        if waiting:
+            with tqdm(
+                total=len(waiting), desc="text to tokens", unit=" texts", disable=len(waiting) < PROGRESS_FROM
+            ) as bar:
+                self._run(deque(waiting), spans, bar)
+        results = [spans[i] for i in range(len(texts))]
+        self.stats.texts += len(texts)
+        self.stats.rejects.update(span.reject for span in results if span.reject)
+        self.stats.speech_tokens += sum(len(span.ids_T) for span in results)
+        self.stats.seconds += time.perf_counter() - started
+        return results
+
+    def _request(self, index: int, text: str, seed: int) -> tuple[_Request | None, str]:
+        plain = spoken_form(text)
+        if not text.strip():
+            return None, "empty text"
+        if not any(c.isalnum() for c in plain):
+            return None, "nothing speakable"
+        text_ids = self.tokenizer.encode(plain)
+        if len(text_ids) > self.config.max_text_tokens:
+            return None, f"text longer than {self.config.max_text_tokens} tokens"
+        cap = self.config.cap_per_token * len(text_ids) + self.config.cap_extra
+        return _Request(index=index, seed=seed, text_ids=text_ids, cap=cap), ""
+
+    def _run(self, waiting: deque[_Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
+        longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 2
+        num_rows = min(self.config.max_rows, len(waiting), max(1, CACHE_TOKENS // longest))
+        slots = _Slots(self.model, self.config, num_rows, longest)
+        while waiting or slots.busy:
+            slots.admit(waiting)
+            for _ in range(self.config.poll_every):
+                slots.step()
+            for request, answer in slots.collect():
+                span = _read_answer(answer, len(request.text_ids), request.cap, self.config)
+                if span.reject and request.attempt < self.config.max_retries:
+                    request.attempt += 1
+                    self.stats.retries += 1
+                    waiting.append(request)
+                else:
+                    spans[request.index] = span
+                    bar.update()
+
+
+class _Slots:
+    """The rows of one call: tensors on the model's device, and which request sits where.
+
+    Every row is one request's business alone: it feeds its prompt id by id, then what it sampled; `active_B` rows
+    advance, the others stand still until the next `collect` and `admit`.
+    """
+
+    def __init__(self, model: TextToTokenLM, config: EngineConfig, num_rows: int, max_tokens: int) -> None:
+        vocab, weight = model.vocab, model.lm_head.weight
+        device = weight.device
+        legal = [vocab.word_end, vocab.eos, *range(vocab.speech_start, vocab.speech_start + vocab.num_speech)]
+        self.model, self.config = model, config
+        self.vocab = vocab
+        self.model_id_C = torch.tensor(legal, device=device)  # C: ids an answer may use
+        self.head_CD = weight[self.model_id_C]  # text rows of the head are never looked at
+        self.illegal_KC = torch.zeros(3, len(legal), dtype=torch.bool, device=device)
+        self.illegal_KC[START, [WORD_END, EOS]] = True
+        self.illegal_KC[IN_WORD, EOS] = True
+        self.illegal_KC[AFTER_WORD, WORD_END] = True
+        self.requests: list[_Request | None] = [None] * num_rows
+        self.state = model.init_state(num_rows, max_tokens)
+        self.prompt_BL = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
+        self.uniform_BT = torch.zeros(num_rows, max_tokens, device=device)
+        self.answer_BT = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
+        self.prompt_len_B, self.fed_B, self.made_B, self.cap_B, self.kind_B, self.next_B = (
+            torch.zeros(num_rows, dtype=torch.long, device=device) for _ in range(6)
+        )
+        self.active_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
+
+    @property
+    def busy(self) -> bool:
+        return any(r is not None for r in self.requests)
+
+    def admit(self, waiting: deque[_Request]) -> None:
+        """Put waiting requests into the empty slots."""
+        rows = [row for row, r in enumerate(self.requests) if r is None][: len(waiting)]
+        if not rows:
+            return
+        new = [waiting.popleft() for _ in rows]
+        prompts = [prompt_ids(self.vocab, r.text_ids) for r in new]
+        rows_B = torch.tensor(rows, device=self.active_B.device)
+        self.state = self.state.reset(torch.zeros_like(self.active_B).index_fill(0, rows_B, True))
+        self.prompt_BL[rows_B, : max(map(len, prompts))] = self._on_device(_padded(prompts))
+        self.uniform_BT[rows_B, : max(r.cap for r in new)] = self._on_device(_padded([r.uniforms() for r in new]))
+        self.prompt_len_B[rows_B] = self._on_device(np.array([len(p) for p in prompts]))
+        self.cap_B[rows_B] = self._on_device(np.array([r.cap for r in new]))
+        self.next_B[rows_B] = self.prompt_BL[rows_B, 0]
+        self.fed_B[rows_B] = 0
+        self.made_B[rows_B] = 0
+        self.kind_B[rows_B] = START
+        self.active_B[rows_B] = True
+        for row, request in zip(rows, new):
+            self.requests[row] = request
+
+    def step(self) -> None:
+        """One id per active row: the next of its prompt, or the one it just sampled."""
+        x_BD, self.state = self.model.hidden_step(self.next_B, self.state, self.active_B)
+        self.fed_B += self.active_B
+        speaks_B = self.active_B & (self.fed_B >= self.prompt_len_B)
+        logits_BC = (x_BD @ self.head_CD.T).float().masked_fill(self.illegal_KC[self.kind_B], -torch.inf)
+        at_B1 = self.made_B.clamp(max=self.uniform_BT.shape[1] - 1)[:, None]
+        draw_B = self.uniform_BT.gather(1, at_B1)[:, 0]
+        choice_B = sample(logits_BC, draw_B, self.config.temperature, self.config.top_p)
+        self.answer_BT.scatter_(
+            1, at_B1, torch.where(speaks_B, choice_B, self.answer_BT.gather(1, at_B1)[:, 0])[:, None]
+        )
+        self.made_B += speaks_B
+        kind_B = torch.where(choice_B == WORD_END, AFTER_WORD, IN_WORD)
+        self.kind_B = torch.where(speaks_B, kind_B, self.kind_B)
+        prompt_B = self.prompt_BL.gather(1, self.fed_B.clamp(max=self.prompt_BL.shape[1] - 1)[:, None])[:, 0]
+        self.next_B = torch.where(speaks_B, self.model_id_C[choice_B], prompt_B)
+        self.active_B = self.active_B & ~(speaks_B & ((choice_B == EOS) | (self.made_B >= self.cap_B)))
+
+    def collect(self) -> list[tuple[_Request, np.ndarray]]:
+        """Empty the slots that are done -> their requests and answers (answer ids, EOS included unless capped)."""
+        active = self.active_B.tolist()
+        rows = [row for row, r in enumerate(self.requests) if r is not None and not active[row]]
+        if not rows:
+            return []
+        answers = self.answer_BT[rows].cpu().numpy()
+        lengths = self.made_B[rows].tolist()
+        done = []
+        for row, answer, length in zip(rows, answers, lengths):
+            request = self.requests[row]
+            assert request is not None
+            done.append((request, answer[:length]))
+            self.requests[row] = None
+        return done
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.active_B.device)
+
+
+def sample(logits_BC: Tensor, draw_B: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Inverse of the cumulative distribution at `draw_B` in [0, 1), per row -> int64 [B].
+
+    Ids are ordered by falling probability and cut to the smallest set whose mass reaches `top_p`. Each row's result
+    depends on its own logits and draw alone. -inf is never chosen. `temperature` 0 takes the most likely id.
+    """
+    if temperature == 0:
+        return logits_BC.argmax(1)
+    probs_BC = (logits_BC / temperature).softmax(1)
+    # The short list spares a CPU the sort; asking whether it was enough would make a GPU wait, which sorts for nothing.
+    num_likely = probs_BC.shape[1] if probs_BC.is_cuda else min(NUCLEUS, probs_BC.shape[1])
+    likely_BN, ids_BN = probs_BC.topk(num_likely, dim=1)
+    choice_B = _invert(likely_BN, ids_BN, draw_B, top_p)
+    wide_B = likely_BN.sum(1) < top_p
+    if likely_BN.shape[1] < probs_BC.shape[1] and bool(wide_B.any()):
+        sorted_RC, ids_RC = probs_BC[wide_B].sort(dim=1, descending=True, stable=True)
+        choice_B[wide_B] = _invert(sorted_RC, ids_RC, draw_B[wide_B], top_p)
+    return choice_B
+
+
+def _invert(probs_BN: Tensor, ids_BN: Tensor, draw_B: Tensor, top_p: float) -> Tensor:
+    total_BN = probs_BN.cumsum(1)
+    inside_BN = (total_BN - probs_BN < top_p) & (probs_BN > 0)
+    last_B1 = inside_BN.sum(1, keepdim=True) - 1
+    target_B1 = draw_B[:, None] * total_BN.gather(1, last_B1)
+    place_B1 = torch.minimum((total_BN <= target_B1).sum(1, keepdim=True), last_B1)
+    return ids_BN.gather(1, place_B1)[:, 0]
+
+
+def _read_answer(answer: np.ndarray, num_text: int, cap: int, config: EngineConfig) -> SpokenSpan:
+    """Answer ids -> span, with the reason when it is no good: runaway, too short, too long or looping."""
+    finished = len(answer) > 0 and answer[-1] == EOS
+    body = answer[:-1] if finished else answer
+    is_end = body == WORD_END
+    ids_T = (body[~is_end] - FIRST_SPEECH).astype(np.int32)
+    unit_end_T = np.append(is_end[1:], True)[~is_end]  # the token before a WORD_END; the last one always ends a unit
+    per_token = len(ids_T) / num_text
+    reject = ""
+    if not finished:
+        reject = "length cap"
+    elif num_text >= 3 and per_token < config.min_per_token:
+        reject = "too few speech tokens"
+    elif num_text >= 3 and per_token > config.max_per_token:
+        reject = "too many speech tokens"
+    elif longest_loop(ids_T) >= config.max_repeat:
+        reject = "repeats itself"
+    return SpokenSpan(ids_T=ids_T, unit_end_T=unit_end_T, reject=reject)
+
+
+def longest_loop(ids_T: np.ndarray, max_period: int = 8) -> int:
+    """Length of the longest stretch that repeats with a period of 1 to `max_period` tokens (at least two rounds)."""
+    longest = 0
+    for period in range(1, min(max_period, len(ids_T) // 2) + 1):
+        same = np.concatenate([[False], ids_T[period:] == ids_T[:-period], [False]])
+        breaks = np.flatnonzero(~same)
+        run = int(np.diff(breaks).max()) - 1
+        if run >= period:
+            longest = max(longest, run + period)
+    return longest
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    out = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def _no_speech(reject: str) -> SpokenSpan:
+    return SpokenSpan(ids_T=np.zeros(0, dtype=np.int32), unit_end_T=np.zeros(0, dtype=bool), reject=reject)

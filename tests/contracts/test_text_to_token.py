@@ -1,0 +1,292 @@
+"""The TextToToken contract, the model's Hugging Face twin, and the stage end to end: train, save, load, speak."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from speechquilt.nn.llama import LlamaConfig
+from speechquilt.protocols import LanguageModel
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig
+from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
+from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
+from speechquilt.types import IGNORE, Batch
+
+NUM_SPEECH = 40
+WORDS = ["red", "blue", "dog", "cat", "runs", "sleeps", "here", "there"]
+TOKENIZER = TextTokenizer.train([" ".join(WORDS)] * 3, 300)
+LLAMA = LlamaConfig(width=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=128)
+CONFIG = TextToTokenConfig(num_text=TOKENIZER.size, num_speech=NUM_SPEECH, llama=LLAMA)
+SOUND = {w: np.random.default_rng(i).integers(1, NUM_SPEECH, 2 + i % 3) for i, w in enumerate(WORDS)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def spoken(words: tuple[str, ...]) -> AlignedTokens:
+    """A language in which every word always sounds the same, with silence (token 0) at both ends."""
+    runs = [(-1, np.array([0])), *((i, SOUND[w]) for i, w in enumerate(words)), (-1, np.array([0]))]
+    word_T = np.concatenate([np.full(len(ids), i) for i, ids in runs])
+    return AlignedTokens(
+        text=" ".join(words),
+        words=words,
+        ids_T=np.concatenate([ids for _, ids in runs]),
+        word_of_token_T=word_T,
+        unit_end_T=np.append(word_T[1:] != word_T[:-1], True),
+    )
+
+
+SENTENCES = list(itertools.product(*(WORDS[i : i + 2] for i in range(0, 8, 2))))[::2]  # 8 of the 16
+
+
+def train(loader, steps: int, learning_rate: float = 4e-3) -> TextToTokenLM:
+    model = CONFIG.build(seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for _ in range(steps):
+        batch = loader.next_batch()
+        loss = cross_entropy(model(batch).flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def overfitted() -> TextToTokenLM:
+    """Whole sentences only: each text has one right answer."""
+    data = TextToTokenDataConfig(rows=2, row_tokens=128, spans_per_utterance=0)
+    return train(data.build([spoken(s) for s in SENTENCES], TOKENIZER, CONFIG.vocab), steps=60)
+
+
+def engine(model: TextToTokenLM, **change) -> TextToTokenEngine:
+    return EngineConfig(**change).build(model, TOKENIZER)
+
+
+def same(a, b) -> bool:
+    return a.reject == b.reject and np.array_equal(a.ids_T, b.ids_T) and np.array_equal(a.unit_end_T, b.unit_end_T)
+
+
+def test_eight_examples_are_learned_and_spoken_again(overfitted):
+    speaker = engine(overfitted, temperature=0.1)
+    spans = speaker.generate([" ".join(s) for s in SENTENCES], seeds=range(8))
+    for sentence, span in zip(SENTENCES, spans):
+        truth = spoken(sentence)
+        assert span.reject == ""
+        np.testing.assert_array_equal(span.ids_T, truth.ids_T)
+        np.testing.assert_array_equal(span.unit_end_T, truth.unit_end_T)
+    assert (speaker.stats.texts, speaker.stats.retries, dict(speaker.stats.rejects)) == (8, 0, {})
+    assert speaker.stats.speech_tokens == sum(len(s.ids_T) for s in spans)
+
+
+def test_case_and_punctuation_say_the_same(overfitted):
+    plain, written = engine(overfitted, temperature=0).generate(["red dog runs here", "Red dog, runs HERE!"], [0, 1])
+    assert same(plain, written)
+
+
+@pytest.fixture(scope="module")
+def requests() -> tuple[list[str], list[int]]:
+    """40 mixed requests, 1 to 12 words, some empty."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 13))) for _ in range(38)]
+    return [*texts[:20], "", *texts[20:], "?!"], list(range(100, 140))
+
+
+@pytest.mark.parametrize("change", [{"max_rows": 7}, {"max_rows": 64, "poll_every": 5}])
+def test_a_request_alone_is_the_request_in_any_company(overfitted, requests, change):
+    texts, seeds = requests
+    speaker = engine(overfitted, temperature=1.3, top_p=0.95, **change)
+    together = speaker.generate(texts, seeds)
+    order = np.random.default_rng(1).permutation(40)
+    shuffled = speaker.generate([texts[i] for i in order], [seeds[i] for i in order])
+    assert all(same(together[i], span) for i, span in zip(order, shuffled))
+    for i in range(0, 40, 3):
+        assert same(together[i], speaker.generate([texts[i]], [seeds[i]])[0])
+    assert speaker.stats.retries > 0  # so the sameness above covers second attempts too
+
+
+def test_different_seeds_differ(overfitted):
+    spans = engine(overfitted, temperature=1.5, top_p=1.0).generate(["red dog runs here"] * 12, seeds=range(12))
+    assert len({tuple(s.ids_T.tolist()) for s in spans}) > 4
+
+
+def test_only_legal_ids_leave_the_engine(requests):
+    """Even from a model that knows nothing, at a high temperature."""
+    spans = engine(CONFIG.build(), temperature=3.0, top_p=1.0, max_retries=0).generate(*requests)
+    for span in spans:
+        assert ((span.ids_T >= 0) & (span.ids_T < NUM_SPEECH)).all()
+        assert span.ids_T.dtype == np.int32
+        assert span.unit_end_T.shape == span.ids_T.shape
+        if span.reject not in ("empty text", "nothing speakable"):
+            assert len(span.ids_T) > 0
+            assert span.unit_end_T[-1]
+
+
+def biased(token: str) -> TextToTokenLM:
+    """A model that always wants one id: its head reads a constant from the last norm."""
+    model = CONFIG.build()
+    vocab = model.vocab
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:] = 1.0
+        model.lm_head.weight[:] = 0.0
+        wanted = {"eos": vocab.eos, "word_end": vocab.word_end, "speech": vocab.speech_start + 3}[token]
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight[vocab.eos] = -1.0
+        model.lm_head.weight[wanted] = 1.0
+    return model.eval()
+
+
+def test_a_runaway_is_retried_then_refused():
+    speaker = engine(biased("speech"), temperature=0, max_retries=2)
+    span = speaker.generate(["red dog"], [5])[0]
+    num_text = len(TOKENIZER.encode("red dog"))
+    assert span.reject == "length cap"
+    assert span.ids_T.tolist() == [3] * (10 * num_text + 10)
+    assert (speaker.stats.retries, dict(speaker.stats.rejects)) == (2, {"length cap": 1})
+
+
+def test_an_early_end_cannot_come_before_a_word():
+    """EOS is legal only after a WORD_END, and that only after a speech token."""
+    span = engine(biased("eos"), temperature=0.01, max_retries=0).generate(["red"], [0])[0]
+    assert len(span.ids_T) >= 1
+    ends = engine(biased("word_end"), temperature=0, max_retries=0).generate(["red"], [0])[0]
+    assert len(ends.ids_T) == 10  # cap 20: speech and WORD_END in turn, never two ends in a row
+    assert ends.unit_end_T.all()
+
+
+def test_what_cannot_be_spoken_is_refused_with_its_reason(overfitted):
+    speaker = engine(overfitted, max_text_tokens=6, max_retries=0)
+    spans = speaker.generate(["", "  \n", "?!…", "red " * 9, "red"], seeds=range(5))
+    assert [s.reject for s in spans[:4]] == [
+        "empty text",
+        "empty text",
+        "nothing speakable",
+        "text longer than 6 tokens",
+    ]
+    assert all(len(s.ids_T) == 0 and len(s.unit_end_T) == 0 for s in spans[:4])
+    assert len(spans[4].ids_T) > 0
+    assert speaker.generate([], []) == []
+    with pytest.raises(ValueError, match="2 texts and 1 seeds"):
+        speaker.generate(["red", "dog"], [1])
+
+
+def test_text_in_another_script_is_spoken_or_refused_but_never_fails(overfitted):
+    spans = engine(overfitted).generate(["犬は走る", "собака", "🙂"], seeds=[0, 1, 2])
+    assert spans[2].reject == "nothing speakable"
+    assert all(isinstance(s.reject, str) for s in spans)
+
+
+def test_the_loader_resumes_bit_for_bit_across_an_epoch_edge():
+    data = TextToTokenDataConfig(rows=2, row_tokens=64, spans_per_utterance=2)
+    utterances = [spoken(s) for s in SENTENCES]
+
+    def build():
+        return data.build(utterances, TOKENIZER, CONFIG.vocab)
+
+    through = build()
+    states, batches = [], []
+    while not batches or batches[-1].meta["epoch"] < 2:
+        states.append(json.loads(json.dumps(through.state_dict())))
+        batches.append(through.next_batch())
+    for at, state in enumerate(states):
+        resumed = build()
+        resumed.load_state_dict(state)
+        for expected in batches[at : at + 3]:
+            batch = resumed.next_batch()
+            assert torch.equal(batch.ids_BT, expected.ids_BT)
+            assert torch.equal(batch.labels_BT, expected.labels_BT)
+            assert torch.equal(batch.doc_BT, expected.doc_BT)
+            assert batch.meta == expected.meta
+
+
+def one_row(ids: torch.Tensor) -> Batch:
+    return Batch(ids_BT=ids, labels_BT=torch.full_like(ids, IGNORE), doc_BT=torch.zeros_like(ids))
+
+
+def test_step_is_forward():
+    model = CONFIG.build()
+    assert isinstance(model, LanguageModel)
+    ids = torch.randint(0, CONFIG.vocab.size, (3, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(one_row(ids))
+        state = model.init_state(3, 12)
+        yes = torch.ones(3, dtype=torch.bool)
+        for t in range(12):
+            logits, state = model.step(ids[:, t], yes, yes, state)
+            torch.testing.assert_close(logits, whole[:, t], atol=1e-4, rtol=0)
+
+
+def test_packed_examples_do_not_see_each_other():
+    model = CONFIG.build()
+    data = TextToTokenDataConfig(rows=1, row_tokens=128, spans_per_utterance=1)
+    batch = data.build([spoken(s) for s in SENTENCES], TOKENIZER, CONFIG.vocab).next_batch()
+    with torch.no_grad():
+        packed = model(batch)[0]
+        for doc in range(int(batch.doc_BT.max())):
+            here = batch.doc_BT[0] == doc
+            alone = model(one_row(batch.ids_BT[:, here]))[0]
+            torch.testing.assert_close(packed[here], alone, atol=1e-4, rtol=0)
+
+
+def test_the_folder_is_a_hugging_face_llama(tmp_path, overfitted):
+    from transformers import LlamaForCausalLM
+
+    save(tmp_path, overfitted, TOKENIZER, speech_fingerprint="abc123")
+    twin = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(0, CONFIG.vocab.size, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(twin(input_ids=ids).logits, overfitted(one_row(ids)), atol=1e-4, rtol=0)
+    vocab = CONFIG.vocab
+    assert (twin.config.bos_token_id, twin.config.eos_token_id) == (vocab.bos, vocab.eos)
+
+
+def test_save_and_load_keep_everything(tmp_path, overfitted):
+    save(tmp_path, overfitted, TOKENIZER, speech_fingerprint="abc123")
+    back = load(tmp_path)
+    assert back.speech_fingerprint == "abc123"
+    assert back.tokenizer.json == TOKENIZER.json
+    assert back.model.config == CONFIG
+    texts = [" ".join(s) for s in SENTENCES]
+    before = engine(overfitted).generate(texts, range(8))
+    after = EngineConfig().build(back.model, back.tokenizer).generate(texts, range(8))
+    assert all(map(same, before, after))
+
+
+def test_a_damaged_folder_says_what_is_wrong(tmp_path, overfitted):
+    save(tmp_path, overfitted, TOKENIZER, speech_fingerprint="abc123")
+    ours = json.loads((tmp_path / "text_to_token.json").read_text())
+    (tmp_path / "text_to_token.json").write_text(json.dumps(ours | {"num_speech": NUM_SPEECH + 64}))
+    with pytest.raises(ValueError, match="does not fit"):
+        load(tmp_path)
+    (tmp_path / "text_to_token.json").write_text(json.dumps(ours | {"num_speach": 1}))
+    with pytest.raises(ValueError, match="did you mean num_speech"):
+        load(tmp_path)
+    (tmp_path / "text_to_token.json").write_text(json.dumps(ours))
+    TextTokenizer.train(["other words"], 280).save(tmp_path / "text_tokenizer.json")
+    with pytest.raises(ValueError, match="not the text tokenizer"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape("model.safetensors is missing")):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="load both from the same model folder"):
+        EngineConfig().build(overfitted, TextTokenizer.train(["other words"], 270))
+
+
+def test_a_window_cannot_be_saved_as_llama():
+    with pytest.raises(ValueError, match="no sliding window"):
+        TextToTokenConfig(
+            num_text=10,
+            num_speech=10,
+            llama=LlamaConfig(width=64, num_layers=1, num_heads=4, num_kv_heads=2, ffn_width=64, window=8),
+        )
