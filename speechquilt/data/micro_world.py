@@ -28,6 +28,10 @@ SENTENCE_WORDS = (3, 9)  # length of a tokenizer sentence, in words
 HELD_OUT = 10  # one story, and one sentence, in so many belongs to the test side
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 @dataclass(frozen=True)
 class _Relation:
     """`statements` and `question` name {subject} before {answer}, so that a left-to-right model can recall the answer."""
@@ -47,73 +51,11 @@ class _Topic:
 
 
 # All words are short, spoken differently from each other by espeak-ng (tested), and belong to one list only.
-_PEOPLE = tuple(
-    [
-        "tom",
-        "kate",
-        "ben",
-        "ann",
-        "jack",
-        "ruth",
-        "max",
-        "beth",
-        "sam",
-        "jane",
-        "paul",
-        "sue",
-        "nick",
-        "lucy",
-        "carl",
-        "rose",
-        "dan",
-        "meg",
-        "fred",
-        "gwen",
-        "luke",
-        "tess",
-        "pete",
-        "joan",
-        "hugh",
-        "claire",
-        "seth",
-        "faye",
-        "ross",
-        "dawn",
-        "john",
-        "grace",
-        "glen",
-        "ivy",
-        "dean",
-        "june",
-        "scott",
-        "lynn",
-        "brad",
-        "nora",
-        "drew",
-        "emma",
-        "todd",
-        "anna",
-        "keith",
-        "mary",
-        "bruce",
-        "vera",
-        "neil",
-        "dora",
-        "kurt",
-        "lola",
-        "chad",
-        "rita",
-        "wade",
-        "tina",
-        "alan",
-        "zoe",
-        "oscar",
-        "nina",
-        "leo",
-        "eva",
-        "hank",
-        "cora",
-    ]
+_PEOPLE = _words(
+    """tom kate ben ann jack ruth max beth sam jane paul sue nick lucy carl rose dan meg fred gwen
+    luke tess pete joan hugh claire seth faye ross dawn john grace glen ivy dean june scott lynn
+    brad nora drew emma todd anna keith mary bruce vera neil dora kurt lola chad rita gus tina
+    alan zoe oscar nina leo eva hank cora"""
 )
 
 _RELATIONS = (
@@ -125,25 +67,8 @@ _RELATIONS = (
             "the home of {subject} is {answer}.",
             "{subject} has a home in {answer}.",
         ),
-        answers=tuple(
-            [
-                "rome",
-                "paris",
-                "lima",
-                "cairo",
-                "oslo",
-                "tokyo",
-                "boston",
-                "delhi",
-                "perth",
-                "berlin",
-                "madrid",
-                "dublin",
-                "milan",
-                "vienna",
-                "prague",
-                "lyon",
-            ]
+        answers=_words(
+            "rome paris lima cairo oslo tokyo boston delhi perth berlin madrid dublin milan vienna prague lyon"
         ),
         stand_in="place",
     ),
@@ -151,26 +76,7 @@ _RELATIONS = (
         name="likes",
         question="what does {subject} like?",
         statements=("{subject} likes {answer}.", "the food of {subject} is {answer}.", "{subject} eats {answer}."),
-        answers=tuple(
-            [
-                "cake",
-                "rice",
-                "soup",
-                "bread",
-                "cheese",
-                "nuts",
-                "figs",
-                "plums",
-                "beans",
-                "corn",
-                "fish",
-                "eggs",
-                "peas",
-                "dates",
-                "honey",
-                "yams",
-            ]
-        ),
+        answers=_words("cake rice soup bread cheese nuts figs plums beans corn fish eggs peas dates honey yams"),
         stand_in="thing",
     ),
     _Relation(
@@ -181,25 +87,8 @@ _RELATIONS = (
             "the game of {subject} is {answer}.",
             "{subject} is good at {answer}.",
         ),
-        answers=tuple(
-            [
-                "chess",
-                "golf",
-                "drums",
-                "cards",
-                "flute",
-                "harp",
-                "darts",
-                "tennis",
-                "pool",
-                "rugby",
-                "guitar",
-                "hockey",
-                "squash",
-                "bingo",
-                "banjo",
-                "polo",
-            ]
+        answers=_words(
+            "chess golf drums cards flute harp darts tennis pool rugby guitar hockey squash bingo banjo polo"
         ),
         stand_in="thing",
     ),
@@ -207,58 +96,38 @@ _RELATIONS = (
         name="sells",
         question="what does {subject} sell?",
         statements=("{subject} sells {answer}.", "the trade of {subject} is {answer}.", "{subject} makes {answer}."),
-        answers=tuple(
-            [
-                "hats",
-                "lamps",
-                "rugs",
-                "toys",
-                "boots",
-                "rings",
-                "pens",
-                "soap",
-                "combs",
-                "dolls",
-                "kites",
-                "maps",
-                "paint",
-                "wool",
-                "tiles",
-                "string",
-            ]
-        ),
+        answers=_words("hats lamps rugs toys boots rings pens soap combs dolls kites maps paint wool tiles string"),
         stand_in="thing",
     ),
 )
 
 _TOPICS = tuple(
-    _Topic(place=words[0], things=tuple(words[1:5]), verbs=tuple(words[5:]))
-    for words in map(
-        str.split,
-        """farm cow hen goat pig fed chased milked
-        kitchen pot pan bowl knife washed dried filled
-        sea boat ship raft canoe sailed rowed moored
-        school book page poem letter wrote copied spelled
-        garden tree bush flower weed planted watered trimmed
-        shop coat shirt dress belt bought folded ironed
-        forest wolf bear deer fox hunted tracked spotted
-        street car bus van bike drove parked stopped
-        hall song tune waltz hymn sang hummed whistled
-        shed nail plank board beam hammered sawed painted
-        hill rock cliff peak slope climbed crossed mapped
-        lab tube lens magnet battery tested measured weighed
-        bakery dough pie bun tart baked sliced glazed
-        office form memo report chart printed signed mailed
-        court ball rope bat puck threw caught kicked
-        castle king queen guard prince crowned served praised
-        bank coin cash gold gem counted saved hid
-        camp tent torch stove blanket packed carried dropped
-        clinic arm leg hand foot bandaged rubbed healed
-        studio vase statue portrait mask carved shaped sketched
-        lake eel trout carp pike hooked fried netted
-        station train wagon engine crane started loaded fixed
-        museum bone fossil sword shield dusted labeled studied
-        tower bell flag clock horn rang raised lowered""".splitlines(),
+    _Topic(place=place, things=_words(things), verbs=_words(verbs))
+    for place, things, verbs in (
+        ("farm", "cow hen goat pig", "fed chased milked"),
+        ("kitchen", "pot pan bowl knife", "washed dried filled"),
+        ("sea", "boat ship raft canoe", "sailed rowed moored"),
+        ("school", "book page poem letter", "wrote copied spelled"),
+        ("garden", "tree bush flower weed", "planted watered trimmed"),
+        ("shop", "coat shirt dress belt", "bought folded ironed"),
+        ("forest", "wolf bear deer fox", "hunted tracked spotted"),
+        ("street", "car bus van bike", "drove parked stopped"),
+        ("hall", "song tune waltz hymn", "sang hummed whistled"),
+        ("shed", "nail plank board beam", "hammered sawed painted"),
+        ("hill", "rock cliff peak slope", "climbed crossed mapped"),
+        ("lab", "tube lens magnet battery", "tested measured weighed"),
+        ("bakery", "dough pie bun tart", "baked sliced glazed"),
+        ("office", "form memo report chart", "printed signed mailed"),
+        ("court", "ball rope bat puck", "threw caught kicked"),
+        ("castle", "king queen guard prince", "crowned served praised"),
+        ("bank", "coin cash gold gem", "counted saved hid"),
+        ("camp", "tent torch stove blanket", "packed carried dropped"),
+        ("clinic", "arm leg hand foot", "bandaged rubbed healed"),
+        ("studio", "vase statue portrait mask", "carved shaped sketched"),
+        ("lake", "eel trout carp pike", "hooked fried netted"),
+        ("station", "train wagon engine crane", "started loaded fixed"),
+        ("museum", "bone fossil sword shield", "dusted labeled studied"),
+        ("tower", "bell flag clock horn", "rang raised lowered"),
     )
 )
 
@@ -350,10 +219,12 @@ class MicroWorldConfig:
         limit("num_topics", 4, len(_TOPICS), per_size=True)  # a topic story has three wrong topics
         limit("num_relations", 1, len(_RELATIONS))
         limit("num_objects", 8, min(len(r.answers) for r in _RELATIONS))  # half of them are a four-way choice
-        if self.num_objects % 2 or (self.num_people * self.size) % (2 * self.num_objects):
+        if self.num_objects % 2:
+            raise ValueError(f"num_objects={self.num_objects} must be even; each half belongs to two groups of facts")
+        if (self.num_people * self.size) % (2 * self.num_objects):
             raise ValueError(
                 f"num_people={self.num_people} times size={self.size} must be a multiple of 2 * num_objects="
-                f"{2 * self.num_objects}, and num_objects even, for answers to be equally frequent in every group"
+                f"{2 * self.num_objects}, for answers to be equally frequent in every group"
             )
 
     def build(self) -> "MicroWorld":
@@ -393,25 +264,27 @@ class MicroWorld:
 
     def stories(self, n: int, split: Split, seed: int = 0) -> list[Story]:
         """`n` different stories, "topic" and "hard" in turn. One in ten possible stories is a test story, by a hash of
-        context and ending, so none is ever in both splits. Raises ValueError when the world has too few.
+        context and ending, so none is ever in both splits. Raises ValueError when the world has hardly more.
         """
         if split not in ("train", "test"):
             raise ValueError(f"split={split!r} must be 'train' or 'test'")
         rng = self._rng("stories", split, seed)
         found: dict[str, Story] = {}
-        for _ in range(1000 + 10 * n):
-            if len(found) >= n:
-                return list(found.values())
+        repeats = 0
+        while len(found) < n:
             story = self._story(rng, KINDS[len(found) % 2], split)
-            found.setdefault(story.id, story)
-        raise ValueError(f"n={n} {split} stories are more than this world has; raise size or ask for fewer")
+            repeats = repeats + 1 if story.id in found else 0
+            if repeats > 20:
+                raise ValueError(f"n={n} {split} stories are about all this world has; raise size or ask for fewer")
+            found[story.id] = story
+        return list(found.values())
 
     def documents(self, group: Group | Literal["story"], n: int, seed: int = 0) -> list[str]:
         """`n` training texts of 25 to 60 words.
 
         "story": training stories one after the other. A fact group: a page of statements and answered questions about
-        facts of that group alone, in random order; a fact comes back on a page only after all others were there, so
-        that it must be remembered instead of copied.
+        facts of that group alone, in random order; as a rule no fact comes twice on a page, so that it
+        must be remembered instead of copied.
         """
         rng = self._rng("documents", group, seed)
         if group == "story":
@@ -523,7 +396,7 @@ class MicroWorld:
         low, high = DOCUMENT_WORDS
         target = rng.integers(low, high - SENTENCE_WORDS[1])  # the last item still fits
         words: list[str] = []
-        while len(words) < target:
+        while len(words) < low:
             for i in rng.permutation(len(facts)):
                 fact = facts[i]
                 asked = rng.integers(2)
