@@ -27,8 +27,8 @@ def world_size() -> int:
 def start(device: str) -> torch.device:
     """Join the other processes of torchrun, if any, and return this process's device.
 
-    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere. Raises ValueError on a CUDA device that
-    is not there.
+    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere. Raises ValueError on a name
+    that torch does not know and on a CUDA device that is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +36,10 @@ def start(device: str) -> torch.device:
         raise ValueError(f"device={device!r} but torch sees no CUDA device; use device=cpu or device=auto")
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device torch knows; use auto, cpu or cuda") from error
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size() > 1 and not _started():

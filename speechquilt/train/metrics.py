@@ -10,6 +10,7 @@ when nothing was counted), its `total_*` (since the start of the run), `seconds`
 (steps per second).
 """
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -69,7 +70,7 @@ class MetricsFile:
         self._file = None
         if writes:
             _cut(self.path, step)
-            self._file = self.path.open("a")
+            self._file = self.path.open("ab", buffering=0)  # a line is on its way when `write` returns
 
     def __enter__(self) -> "MetricsFile":
         return self
@@ -79,9 +80,16 @@ class MetricsFile:
             self._file.close()
 
     def write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        """Append one line. Raises OSError naming the file when there is no room for it."""
+        if self._file is None:
+            return
+        data = (json.dumps(line) + "\n").encode()
+        try:
+            room = self._file.write(data) == len(data)
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path}: {error.strerror}; free some space and run again") from error
+        if not room:
+            raise OSError(errno.ENOSPC, f"{self.path}: no space left; free some space and run again")
 
     def sync(self) -> None:
         """Lines on disk before the checkpoint that counts on them."""

@@ -117,6 +117,7 @@ class Trainer:
         self.step = 0
         self.sums = metrics.Sums()
         self.scalars: dict[str, float | None] = {}  # of the last metrics line
+        self.grad_norm = torch.zeros(())
         self.clock = _Clock(seconds=0.0, step=0)
         self._unchecked: list[_Health] = []
 
@@ -127,7 +128,7 @@ class Trainer:
         OSError when a checkpoint cannot be written; Stopped after SIGTERM or SIGINT. The last checkpoint is always kept.
         """
         config = self.config
-        last = min(config.steps, stop_after or config.steps)
+        last = config.steps if stop_after is None else min(config.steps, stop_after)
         with reproducible(self.device, config.num_threads), StopRequest() as stop:
             self._resume()
             self.model.train()
@@ -293,6 +294,7 @@ class Trainer:
         torch.manual_seed(self.config.seed + distributed.rank())
         if folder is None:
             distributed.broadcast_tensors([x.detach() for x in self.model.state_dict().values()])
+            self.clock = _Clock(seconds=0.0, step=0)
             return
         state = checkpoint.load_state(folder)
         _require_same(configs.to_dict(self.config), state["config"], folder)

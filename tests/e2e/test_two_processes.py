@@ -1,0 +1,71 @@
+"""Two gloo processes, each with half of the rows, train what one process trains with all of them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechquilt.train import checkpoint, distributed
+from speechquilt.train.metrics import read_metrics
+from tests.e2e import tiny_training
+from tests.e2e.test_resume import assert_same_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def worker(run_dir: Path) -> None:
+    """What each of the two processes does: without dropout; then with it, whole and in two parts."""
+    tiny_training.train(run_dir / "plain", dropout=0.0)
+    tiny_training.train(run_dir / "whole")
+    tiny_training.make(run_dir / "parts").train(stop_after=7)
+    tiny_training.train(run_dir / "parts")
+    distributed.stop()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.test_two_processes", str(run_dir)],
+            cwd=ROOT,
+            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return run_dir
+
+
+def test_two_processes_train_what_one_trains(together, tmp_path):
+    tiny_training.train(tmp_path, dropout=0.0)
+    one, two = (checkpoint.load_tensors(checkpoint.latest(d), "model") for d in (tmp_path, together / "plain"))
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=2e-6, atol=2e-7), name
+    lines_one, lines_two = read_metrics(tmp_path), read_metrics(together / "plain")
+    assert len(lines_one) == len(lines_two) == 6
+    for a, b in zip(lines_one, lines_two):
+        for key in ("step", "loss", "lr", "grad_norm", "one", "logit", "total_rows"):
+            same = a[key] == b[key] if a[key] is None else a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-6)
+            assert same, (a["step"], key)
+
+
+def test_each_rank_has_its_own_dropout_and_gets_it_back(together):
+    rng = checkpoint.load_tensors(checkpoint.latest(together / "whole"), "rng")
+    assert not torch.equal(rng["cpu.0"], rng["cpu.1"])
+    assert_same_run(together / "whole", together / "parts")
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
