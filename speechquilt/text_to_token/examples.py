@@ -133,7 +133,10 @@ def _example(
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenDataConfig:
-    """`rows` x `row_tokens` per batch; each epoch holds every utterance whole once and `spans_per_utterance` cuts of it."""
+    """`rows` of the global batch, over all ranks, of `row_tokens` tokens.
+
+    Each epoch holds every utterance whole once and `spans_per_utterance` random cuts of 1 to `max_span_words` words of it.
+    """
 
     rows: int = 16
     row_tokens: int = 512
@@ -178,6 +181,10 @@ class TextToTokenLoader:
             raise ValueError(
                 "text-to-token training got 0 utterances; it needs at least one with text and speech tokens"
             )
+        if config.rows % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"rows={config.rows} cannot be divided over {world_size} ranks (this is {rank}); make it a multiple"
+            )
         self.config, self.vocab = config, vocab
         self._utterances, self._tokenizer = utterances, tokenizer
         self._rank, self._world_size = rank, world_size
@@ -189,13 +196,26 @@ class TextToTokenLoader:
         self._rows = self._pack_window()
 
     def next_batch(self) -> Batch:
-        """-> the next `Batch` of this rank, [rows, row_tokens]; token-level (no opens / closes)."""
-        config = self.config
-        rows = [self._next_row() for _ in range(config.rows * self._world_size)]
-        mine = rows[self._rank * config.rows : (self._rank + 1) * config.rows]
-        arrays = [self._fill(row) for row in mine]
-        ids, labels, docs = (torch.from_numpy(np.stack(x)) for x in zip(*arrays))
-        meta = {"epoch": self._epoch, "num_examples": sum(map(len, mine)), "left_out": self._left_out}
+        """-> the next `Batch` of this rank, [rows / world_size, row_tokens]; token-level (no opens / closes).
+
+        `meta`, of this rank's rows: `tokens` (padding left out), `speech_tokens`, `units`, `speech_units` (a token is a
+        unit), `num_examples`; and `epoch`, `left_out` (so far, over all ranks).
+        """
+        rows = [self._next_row() for _ in range(self.config.rows)]
+        mine = rows[self._rank :: self._world_size]
+        ids, labels, docs = (torch.from_numpy(np.stack(x)) for x in zip(*map(self._fill, mine)))
+        examples = [example for row in mine for example in row]
+        num_tokens = sum(map(_length, examples))
+        num_speech = sum(len(example.ids_T) for example in examples)
+        meta = {
+            "tokens": num_tokens,
+            "speech_tokens": num_speech,
+            "units": num_tokens,
+            "speech_units": num_speech,
+            "num_examples": len(examples),
+            "epoch": self._epoch,
+            "left_out": self._left_out,
+        }
         return Batch(ids_BT=ids, labels_BT=labels, doc_BT=docs, meta=meta)
 
     def state_dict(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def save(folder: Path, model: TextToTokenLM, tokenizer: TextTokenizer, speech_fi
         "text_fingerprint": fingerprint(tokenizer.json),
         "speech_fingerprint": speech_fingerprint,
     }
-    _write_json(folder / HF_CONFIG, _hf_config(model))
+    _write_json(folder / HF_CONFIG, hugging_face_config(model))
     _write_json(folder / OURS, ours)
     tokenizer.save(folder / TEXT)
 
@@ -147,7 +147,8 @@ def load(folder: Path) -> LoadedTextToToken:
     return LoadedTextToToken(model=model.eval(), tokenizer=tokenizer, speech_fingerprint=speech_fingerprint)
 
 
-def _hf_config(model: TextToTokenLM) -> dict:
+def hugging_face_config(model: TextToTokenLM) -> dict:
+    """The `config.json` under which `LlamaForCausalLM` computes the same logits."""
     llama, vocab = model.config.llama, model.vocab
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel
@@ -15,6 +14,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
+from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.types import IGNORE, Batch
 
 NUM_SPEECH = 40
@@ -51,12 +51,13 @@ SENTENCES = list(itertools.product(*(WORDS[i : i + 2] for i in range(0, 8, 2))))
 
 def train(loader, steps: int, learning_rate: float = 4e-3) -> TextToTokenLM:
     model = CONFIG.build(seed=1)
+    objective = NextTokenObjective(model.vocab)  # that of the one trainer, as it is
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(steps):
         batch = loader.next_batch()
-        loss = cross_entropy(model(batch).flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORE)
+        loss, weight, _ = objective(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        (loss / weight).backward()
         optimizer.step()
     return model.eval()
 

@@ -138,6 +138,8 @@ def test_loss_covers_exactly_the_speech_side():
         assert labels[-1] == IGNORE
         count += 1
     assert count == batch.meta["num_examples"]
+    assert batch.meta["tokens"] == batch.meta["units"] == int((batch.ids_BT != VOCAB.pad).sum())
+    assert batch.meta["speech_tokens"] == int(VOCAB.is_speech(batch.ids_BT).sum())
 
 
 def test_an_epoch_holds_every_utterance_whole_once_and_little_padding():
@@ -171,10 +173,12 @@ def test_epochs_differ_and_seeds_differ():
 def test_two_ranks_read_what_one_reads():
     utterances = [random_utterance(i) for i in range(10)]
     alone = loader(utterances, rows=4)
-    pair = [loader(utterances, rank, 2, rows=2) for rank in range(2)]
+    pair = [loader(utterances, rank, 2, rows=4) for rank in range(2)]
     for _ in range(6):
-        together = torch.cat([p.next_batch().ids_BT for p in pair])
+        together = torch.stack([p.next_batch().ids_BT for p in pair], dim=1).flatten(0, 1)
         assert torch.equal(alone.next_batch().ids_BT, together)
+    with pytest.raises(ValueError, match="rows=3 cannot be divided over 2 ranks"):
+        loader(utterances, 0, 2, rows=3)
 
 
 def test_what_does_not_fit_is_counted_and_nothing_fitting_is_an_error():
