@@ -65,12 +65,13 @@ class Patcher(Protocol):
     """Fills the two booleans that drive the latent model.
 
     `ids` and markers are those of one laid-out document; `draw` is a uniform number in [0, 1) that is a pure function of
-    the sample's global index and the run's seed, for patchers that choose at random.
+    the sample's global index and the run's seed, for patchers that choose at random; `progress` is the share of the run
+    that is done, in [0, 1], for patchers that follow a curriculum.
     """
 
     causal: bool  # False: needs side information (word ends); for training and likelihoods only
 
-    def __call__(self, laid_out: LaidOut, draw: float) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, laid_out: LaidOut, draw: float, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """-> `opens_T`, `closes_T`, bool."""
         ...
 

@@ -1,0 +1,165 @@
+"""Mixture: an endless, deterministic stream of documents from several sources, weighted by tokens.
+
+Place in the pipeline: between shards and packing. Spec 1, 6.1; spec 2, 3.3.
+Trap: weights are shares of *tokens* (markers, BOS and EOS included), not of documents and not of units. Speech documents
+are longer than text documents and units are fewer than tokens, so the three differ a lot.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from speechquilt.config import fingerprint
+from speechquilt.types import Document
+
+
+class Source(Protocol):
+    """Documents by index: a ShardFolder, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Document: ...
+
+
+@runtime_checkable
+class RedrawnSource(Protocol):
+    """A source whose documents differ by epoch; a pure function of (index, epoch)."""
+
+    def __len__(self) -> int: ...
+
+    def in_epoch(self, index: int, epoch: int) -> Document: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Where one document of the stream comes from. `number` counts the stream from 0."""
+
+    number: int
+    source: str
+    index: int
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """`weights`: share of the tokens per source; they need not add up to 1. A source with weight 0 is left out."""
+
+    weights: dict[str, float]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if not weight >= 0 or weight == float("inf"):
+                raise ValueError(f"weights.{name}={weight} must be a number of at least 0")
+        if not any(self.weights.values()):
+            raise ValueError(f"weights={self.weights} leaves nothing to mix; give at least one source a weight above 0")
+
+    def build(self, sources: Mapping[str, Source | RedrawnSource]) -> "Mixture":
+        return Mixture(sources, self.weights, self.seed)
+
+
+@dataclass
+class _Progress:
+    """What one source has given so far."""
+
+    epoch: int = 0
+    position: int = 0  # in the permutation of this epoch
+    tokens: int = 0
+    order: np.ndarray | None = field(default=None, repr=False)
+
+
+class Mixture:
+    """Sample n is a pure function of (sources, weights, seed, n), reached by drawing n times or from a state.
+
+    Every draw takes the source with the fewest tokens per weight so far, so that after any number of draws the shares are
+    right to within one document per source. Each source is walked in a new seeded permutation per epoch.
+    Raises ValueError when a weighted source is missing or empty.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source | RedrawnSource], weights: Mapping[str, float], seed: int = 0
+    ) -> None:
+        self.weights = dict(MixtureConfig(weights=dict(weights), seed=seed).weights)
+        self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        for name in self.weights:
+            if name not in sources:
+                raise ValueError(f"weights names the source {name!r}, the sources are {', '.join(sorted(sources))}")
+            if len(sources[name]) == 0:
+                raise ValueError(f"source {name!r} has no documents; make its shards again or give it weight 0")
+        self.sources = {name: sources[name] for name in sorted(self.weights)}
+        self.seed = seed
+        self.number = 0
+        self._progress = {name: _Progress() for name in self.sources}
+
+    def draw(self) -> tuple[Sample, Document]:
+        """The next sample and its document."""
+        name = min(self.sources, key=lambda name: self._progress[name].tokens / self.weights[name])
+        progress = self._progress[name]
+        if progress.order is None:
+            progress.order = self._permutation(name, progress.epoch)
+        sample = Sample(
+            number=self.number, source=name, index=int(progress.order[progress.position]), epoch=progress.epoch
+        )
+        document = self.document(sample)
+        self.number += 1
+        progress.tokens += num_laid_out(document)
+        progress.position += 1
+        if progress.position == len(progress.order):
+            progress.epoch, progress.position, progress.order = progress.epoch + 1, 0, None
+        return sample, document
+
+    def document(self, sample: Sample) -> Document:
+        """The document of a sample drawn before."""
+        source = self.sources[sample.source]
+        if isinstance(source, RedrawnSource):
+            return source.in_epoch(sample.index, sample.epoch)
+        return source[sample.index]
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through."""
+        return {name: p.epoch + p.position / len(self.sources[name]) for name, p in self._progress.items()}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens drawn from each source."""
+        return {name: p.tokens for name, p in self._progress.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON data; a mixture that loads it goes on with the next sample."""
+        return {
+            "made_for": self._made_for(),
+            "number": self.number,
+            "sources": {
+                name: {"epoch": p.epoch, "position": p.position, "tokens": p.tokens}
+                for name, p in self._progress.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when the state belongs to other sources, sizes, weights or seed."""
+        if state["made_for"] != self._made_for():
+            raise ValueError(
+                f"the mixture's state was saved with {state['made_for']}, this run has {self._made_for()}; "
+                "resume with the same sources, weights and seed, or start a new run"
+            )
+        self.number = state["number"]
+        self._progress = {name: _Progress(**state["sources"][name]) for name in self.sources}
+
+    def _made_for(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "weights": {name: self.weights[name] for name in self.sources},
+            "documents": {name: len(source) for name, source in self.sources.items()},
+        }
+
+    def _permutation(self, name: str, epoch: int) -> np.ndarray:
+        seed = int(fingerprint([self.seed, name, epoch]), 16)
+        return np.random.default_rng(seed).permutation(len(self.sources[name]))
+
+
+def num_laid_out(document: Document) -> int:
+    """Tokens of a document once `vocab.Vocab.lay_out` has added BOS, a marker per segment, and EOS."""
+    return document.num_tokens() + len(document.segments) + 2
