@@ -134,7 +134,7 @@ class Trainer:
             self.model.train()
             with (
                 metrics.MetricsFile(self.run_dir, self.step, writes=distributed.rank() == 0) as log,
-                Progress(self.name, self.step, last, shown=distributed.rank() == 0) as progress,
+                Progress(self.name, self.step, last, shown=distributed.rank() == 0 and self.step < last) as progress,
             ):
                 while self.step < last:
                     self.train_step()
@@ -292,7 +292,10 @@ class Trainer:
         """Take everything from the run folder's last checkpoint; without one, seed torch and start at step 0."""
         folder = distributed.broadcast_object(checkpoint.latest(self.run_dir) if distributed.rank() == 0 else None)
         torch.manual_seed(self.config.seed + distributed.rank())
+        self.optimizer.zero_grad()  # of a step that an exception cut short
         if folder is None:
+            if self.step > 0:
+                raise ValueError(f"step {self.step} failed before the first checkpoint; build model and Trainer anew")
             distributed.broadcast_tensors([x.detach() for x in self.model.state_dict().values()])
             self.clock = _Clock(seconds=0.0, step=0)
             return

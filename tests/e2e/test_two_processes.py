@@ -1,6 +1,8 @@
 """Two gloo processes, each with half of the rows, train what one process trains with all of them."""
 
+import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,18 +13,42 @@ import torch
 
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.metrics import read_metrics
+from speechquilt.train.trainer import Stopped
 from tests.e2e import tiny_training
 from tests.e2e.test_resume import assert_same_run
 
 ROOT = Path(__file__).parents[2]
 
 
+def on_rank_one(step: int, act):
+    """The objective, but at one step rank 1 alone also does something."""
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        loss, weight, scalars = tiny_training.objective(model, batch)
+        return (act(loss) if calls == step and distributed.rank() == 1 else loss), weight, scalars
+
+    return objective
+
+
+def stop_me(loss: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
 def worker(run_dir: Path) -> None:
-    """What each of the two processes does: without dropout; then with it, whole and in two parts."""
+    """What each of the two processes does: without dropout; with it, whole and in parts; with trouble on one rank."""
     tiny_training.train(run_dir / "plain", dropout=0.0)
     tiny_training.train(run_dir / "whole")
     tiny_training.make(run_dir / "parts").train(stop_after=7)
     tiny_training.train(run_dir / "parts")
+    with pytest.raises(Stopped, match="after step 8"):  # the first step after 6 at which they log, and so agree
+        tiny_training.train(run_dir / "stopped", objective=on_rank_one(6, stop_me))
+    tiny_training.train(run_dir / "stopped")
+    with pytest.raises(ValueError, match="step 3: loss nan"):
+        tiny_training.train(run_dir / "nan", objective=on_rank_one(3, lambda loss: loss * math.nan))
     distributed.stop()
 
 
@@ -65,6 +91,7 @@ def test_each_rank_has_its_own_dropout_and_gets_it_back(together):
     rng = checkpoint.load_tensors(checkpoint.latest(together / "whole"), "rng")
     assert not torch.equal(rng["cpu.0"], rng["cpu.1"])
     assert_same_run(together / "whole", together / "parts")
+    assert_same_run(together / "whole", together / "stopped")
 
 
 if __name__ == "__main__":

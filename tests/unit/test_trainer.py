@@ -65,7 +65,7 @@ def test_metrics_lines(tmp_path):
 
     def recording(model, batch):
         result = objective(model, batch)
-        seen.append([float(x) for x in (result[0], result[1], result[2]["one"], result[2]["one_weight"])])
+        seen.append([float(x.detach()) for x in (result[0], result[1], result[2]["one"], result[2]["one_weight"])])
         return result
 
     result = make(tmp_path, objective=recording, steps=10, log_every=4).train()
@@ -130,6 +130,30 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="gradient norm nan"):
         make(tmp_path, objective=root).train()
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_trainer_that_failed_starts_clean_or_not_at_all(tmp_path):
+    early = make(tmp_path / "early", objective=spoil(3, math.nan))
+    with pytest.raises(ValueError, match="step 3: loss nan"):
+        early.train()
+    with pytest.raises(ValueError, match="build model and Trainer anew"):
+        early.train()
+    calls = 0
+
+    def interrupted(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 14:  # the second batch of step 7: the gradients of the first are there
+            raise KeyboardInterrupt
+        return objective(model, batch)
+
+    late = make(tmp_path / "late", objective=interrupted, accumulate=2)
+    with pytest.raises(KeyboardInterrupt):
+        late.train()
+    late.train()
+    make(tmp_path / "whole", accumulate=2).train()
+    left, right = weights(tmp_path / "late"), weights(tmp_path / "whole")
+    assert all(torch.equal(left[k], right[k]) for k in left)
 
 
 def test_a_step_without_targets(tmp_path):
