@@ -69,7 +69,10 @@ class Patcher(Protocol):
     that is done, in [0, 1], for patchers that follow a curriculum.
     """
 
-    causal: bool  # False: needs side information (word ends); for training and likelihoods only
+    @property
+    def causal(self) -> bool:
+        """False: needs side information (word ends); for training and likelihoods only."""
+        ...
 
     def __call__(self, laid_out: LaidOut, draw: float, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """-> `opens_T`, `closes_T`, bool."""
@@ -93,9 +96,17 @@ class LanguageModel(Protocol):
     def init_state(self, num_rows: int, max_tokens: int) -> Any: ...
 
     def step(
-        self, ids_B: torch.Tensor, opens_B: torch.Tensor, closes_B: torch.Tensor, state: Any
+        self,
+        ids_B: torch.Tensor,
+        opens_B: torch.Tensor,
+        closes_B: torch.Tensor,
+        state: Any,
+        active_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Any]:
-        """One token per row -> `logits_BV` for the next, and the new state."""
+        """One token per row -> `logits_BV` for the next, and the new state.
+
+        Rows where `active_B` is False are left alone; `state.reset(rows_B)` begins a new document in some rows.
+        """
         ...
 
 

@@ -125,18 +125,31 @@ class Extension:
         self, state: KVState, layer: int, k_NHTK: torch.Tensor, v_NHTK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the new keys and values of one layer into the cache (in place); -> all of the rows' `[N, H, S, K]`."""
-        rows_N = self.rows_N
-        if rows_N is None:
-            rows_N = torch.arange(len(self.slot_NT), device=self.slot_NT.device)
-        rows_NT = rows_N[:, None].expand_as(self.slot_NT)
         out = []
         for cache_BSHK, new_NHTK in ((state.k_LBSHK[layer], k_NHTK), (state.v_LBSHK[layer], v_NHTK)):
-            new_NTHK = new_NHTK.transpose(1, 2)
-            if self.valid_NT is None:
-                cache_BSHK[rows_NT, self.slot_NT] = new_NTHK
-            else:
-                cache_BSHK[rows_NT[self.valid_NT], self.slot_NT[self.valid_NT]] = new_NTHK[self.valid_NT]
-            read_BSHK = cache_BSHK[:, self.start : self.stop]
-            read_NSHK = read_BSHK if self.rows_N is None else read_BSHK.index_select(0, rows_N)
-            out.append(read_NSHK.transpose(1, 2))
+            write_cache(cache_BSHK, self.rows_N, self.slot_NT, new_NHTK, self.valid_NT)
+            out.append(read_cache(cache_BSHK, self.rows_N, self.start, self.stop))
         return out[0], out[1]
+
+
+def write_cache(
+    cache_BSHK: torch.Tensor,
+    rows_N: torch.Tensor | None,
+    slot_NT: torch.Tensor,
+    new_NHTK: torch.Tensor,
+    valid_NT: torch.Tensor | None = None,
+) -> None:
+    """In place: the new entries of these rows (None = all rows) go to their slots, where valid."""
+    if rows_N is None:
+        rows_N = torch.arange(len(slot_NT), device=slot_NT.device)
+    rows_NT, new_NTHK = rows_N[:, None].expand_as(slot_NT), new_NHTK.transpose(1, 2)
+    if valid_NT is None:
+        cache_BSHK[rows_NT, slot_NT] = new_NTHK
+    else:
+        cache_BSHK[rows_NT[valid_NT], slot_NT[valid_NT]] = new_NTHK[valid_NT]
+
+
+def read_cache(cache_BSHK: torch.Tensor, rows_N: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
+    """`[N, H, S, K]`: slots `start:stop` of these rows; a view when `rows_N` is None."""
+    read_BSHK = cache_BSHK[:, start:stop]
+    return (read_BSHK if rows_N is None else read_BSHK.index_select(0, rows_N)).transpose(1, 2)

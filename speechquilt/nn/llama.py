@@ -166,11 +166,13 @@ class LlamaStack(nn.Module):
             like=self.norm.weight,
         )
 
+    @torch.no_grad()
     def extend(self, x_BTD: torch.Tensor, num_B: torch.Tensor, state: KVState) -> tuple[torch.Tensor, KVState]:
         """Append the first `num_B[b]` of T new tokens to row b (0 = the row is left alone): prompts, or one step.
 
         -> `x_BTD` (zeros where no token was appended) and the new state. Only the rows that append cost anything, and
-        attention reads the caches up to the longest of them. Raises ValueError when a row outgrows `max_tokens`.
+        attention reads the caches up to the longest of them. Gives no gradients. Raises ValueError when a row outgrows
+        `max_tokens`.
         """
         plan = Extension.plan(state, num_B, x_BTD.shape[1], self.config.rope_theta, self.config.window)
         if plan is None:

@@ -1,0 +1,55 @@
+"""The plain language model: embedding, Llama stack, untied head. The papers' baseline and the first paper's LM.
+
+Place in the pipeline: a `protocols.LanguageModel`; receives a Batch, ignores its opens and closes.
+Trap: embeddings and head are untied (spec 2, 6.3), so the vocabulary counts twice in the parameters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from speechquilt.nn.attention import KVState
+from speechquilt.nn.llama import LlamaConfig, init_weights
+from speechquilt.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainLMConfig:
+    vocab_size: int
+    llama: LlamaConfig
+
+    def build(self, seed: int = 0) -> "PlainLM":
+        model = PlainLM(self)
+        init_weights(model, torch.Generator().manual_seed(seed))
+        return model
+
+
+class PlainLM(nn.Module):
+    def __init__(self, config: PlainLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.llama.width)
+        self.llama = config.llama.build()
+        self.head = nn.Linear(config.llama.width, config.vocab_size, bias=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """-> `logits_BTV`, causal within each document."""
+        return self.head(self.llama(self.embedding(batch.ids_BT), self.llama.mask(batch.doc_BT)))
+
+    def init_state(self, num_rows: int, max_tokens: int) -> KVState:
+        """One document per row; `state.reset(rows_B)` begins a new one."""
+        return self.llama.init_state(num_rows, max_tokens)
+
+    @torch.no_grad()
+    def step(
+        self,
+        ids_B: torch.Tensor,
+        opens_B: torch.Tensor | None,
+        closes_B: torch.Tensor | None,
+        state: KVState,
+        active_B: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, KVState]:
+        """One token per row -> `logits_BV` for the next, and the new state; rows not active are left alone."""
+        x_BD, state = self.llama.step(self.embedding(ids_B), state, active_B)
+        return self.head(x_BD), state
