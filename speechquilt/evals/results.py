@@ -77,6 +77,7 @@ SCHEMA: dict[str, Field] = {
     "stage.<stage>.seconds": Field("amount", "wall time of the stage, in seconds"),
     "tokenizer.wer": Field("amount", "word error rate of the tokenizer's ASR head on held-out sentences"),
     "tokenizer.wer_n": Field("count", "held-out sentences behind tokenizer.wer"),
+    "tokenizer.wer_attention": Field("amount", "the same tokens read by the attention decoder instead of the CTC head"),
     "tokenizer.frame_rate": Field("amount", "speech tokens per second"),
     "tokenizer.codebook_size": Field("count", "entries of the codebook"),
     "tokenizer.codebook_used": Field("share", "share of the codebook seen on held-out audio"),
@@ -97,6 +98,8 @@ SCHEMA: dict[str, Field] = {
     "shards.<source>.documents": Field("count", "documents of this source"),
     "shards.<source>.speech_tokens": Field("count", "speech tokens of this source"),
     "shards.<source>.text_tokens": Field("count", "text tokens of this source"),
+    "shards.<source>.rejects": Field("count", "items that did not become documents"),
+    "shards.interleaved.ratio": Field("share", "realised share of words that became speech"),
     "lm.<run>.speech_loss": Field("amount", "held-out loss per speech token, in nats"),
     "lm.<run>.text_loss": Field("amount", "held-out loss per text token, in nats"),
     "lm.<run>.parameters": Field("count", "parameters of the model"),
@@ -112,8 +115,10 @@ SCHEMA: dict[str, Field] = {
     **_under("lm.<run>.story.<set>.<pair>", "story endings", {**_SCORE, **_BY_SUM}),
     **_under("lm.<run>.fact.<group>.<pair>", "fact questions by likelihood", {**_SCORE, **_BY_SUM}),
     **_under("lm.<run>.qa.<group>.<pair>", "fact questions answered freely", {**_SCORE, **_FIRST}),
-    **_under("facts.transfer.<pair>", "spoken questions on facts seen only as text, by likelihood", _DIFFERENCE),
-    **_under("facts.transfer_qa.<pair>", "the same, answered freely", _DIFFERENCE),
+    **_under(
+        "facts.transfer.<group>.<pair>", "questions on facts written but never spoken, by likelihood", _DIFFERENCE
+    ),
+    **_under("facts.transfer_qa.<group>.<pair>", "the same, answered freely", _DIFFERENCE),
 }
 
 WILDCARDS = {
@@ -174,7 +179,7 @@ def task_results(prefix: str, result: Mapping[str, Any]) -> dict[str, Value]:
 def transfer_results(
     prefix: str, difference: Difference, accuracy_with: float, accuracy_without: float
 ) -> dict[str, Value]:
-    """The flat lines of one paired difference: `transfer_results("facts.transfer.ST", ...)`."""
+    """The flat lines of one paired difference: `transfer_results("facts.transfer.text.ST", ...)`."""
     lines: dict[str, Value] = {f"{prefix}.{k}": v for k, v in vars(difference).items() if k != "value"}
     return lines | {
         f"{prefix}.difference": difference.value,

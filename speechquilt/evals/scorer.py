@@ -41,8 +41,8 @@ class LogLikelihood(NamedTuple):
 class Scorer:
     """Runs a model on requests, in batches of at most `max_rows` rows of similar length.
 
-    `patcher`: the one to use at test time (static for static, mixed and curriculum models, spec latent-speech-text 9);
-    None for a token-level model. `device`: where the model is. Batching never changes a result beyond float rounding.
+    `patcher`: the one to use at test time, `model.patcher.eval_patcher(config)`: static for static, mixed and curriculum
+    models (spec latent-speech-text 9); None for a token-level model. `device`: where the model is. Batching never changes a result beyond float rounding.
     """
 
     def __init__(
@@ -80,6 +80,11 @@ class Scorer:
                         raise ValueError(f"request {i} scored {value}; the model's logits are not finite")
                     results[i] = LogLikelihood(value, count)
         return results
+
+    def mean_loss(self, segments: Sequence[Segment]) -> float:
+        """Nats per token over all segments, each a document of its own: the held-out loss of one modality."""
+        scores = self.log_likelihoods([Request((), segment) for segment in segments])
+        return -sum(s.sum for s in scores) / sum(s.num_tokens for s in scores)
 
     def generate(
         self,

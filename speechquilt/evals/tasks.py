@@ -68,7 +68,7 @@ class ChoiceTask:
         _check_items(self.name, self.items)
         requests = [Request(item.prompt, ending) for item in self.items for ending in item.endings]
         scores = iter(scorer.log_likelihoods(requests))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for item in self.items:
             endings = [next(scores) for _ in item.endings]
             rows.append(
@@ -120,7 +120,7 @@ class AnswerTask:
         _check_items(self.name, self.items)
         generated = scorer.generate([item.prompt for item in self.items], self.modality, self.max_tokens)
         heard = self._texts(generated)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "id": item.id,
                 "cluster": item.cluster,

@@ -10,11 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.evals.scorer import Request, Scorer
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.lm import PlainLMConfig
+from speechquilt.model.patcher import StaticPatcher
+from speechquilt.nn.llama import LlamaConfig
 from speechquilt.types import Batch, Segment
 from speechquilt.vocab import Vocab
 
 VOCAB = Vocab(num_text=6, num_speech=9)
 P = 3  # patch size of the test patcher
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors: waiting for a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def text(*ids):
@@ -178,7 +191,7 @@ def greedy_by_forward(model, patcher, prompt, modality, max_tokens):
     while len(answer) < max_tokens:
         tail = Segment(modality=modality, ids_T=np.array(answer, dtype=np.int32))
         laid_out = own._lay_out((*prompt, tail))
-        logits = model.forward(own._batch([laid_out], [0]))[0, len(laid_out.ids_T) - 2]
+        logits = model.forward(own._batch([laid_out], [0])).detach()[0, len(laid_out.ids_T) - 2]
         best = max(allowed, key=lambda i: float(logits[i]))
         if not start <= best < start + pool:
             break
@@ -202,6 +215,42 @@ def test_greedy_by_step_equals_forward(patcher, modality):
             assert ids_T.tolist() == greedy_by_forward(SumLM(seed), patcher, prompt, modality, 7)
             lengths.append(len(ids_T))
     assert np.mean(lengths) > P
+
+
+def tiny_llama(**sizes):
+    base = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "ffn_width": 32}
+    return LlamaConfig(**(base | sizes))
+
+
+def tiny_models():
+    plain = PlainLMConfig(vocab_size=VOCAB.size, llama=tiny_llama()).build(1)
+    latent = LatentLMConfig(
+        vocab_size=VOCAB.size,
+        global_=tiny_llama(),
+        local_width=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        local_heads=2,
+        local_ffn=32,
+    ).build(1)
+    for model in (plain, latent):
+        for parameter in model.parameters():  # far from uniform, so that the best id is no matter of rounding
+            parameter.data.mul_(4 if parameter.ndim > 1 else 1)
+    return [(plain, None), (latent, StaticPatcher(3)), (latent, None)]
+
+
+@pytest.mark.parametrize(("model", "patcher"), tiny_models(), ids=["plain", "latent", "latent-tokens"])
+def test_real_models_keep_the_contract(model, patcher):
+    """Greedy by step == greedy by forward, and a request alone == in a batch."""
+    draw = np.random.default_rng(0)
+    asked = [(text(*draw.integers(0, 6, 1 + k)), speech(*draw.integers(0, 9, 2 * k))) for k in range(4)]
+    own = Scorer(model, VOCAB, patcher, max_rows=3)
+    for modality in ("text", "speech"):
+        for prompt, ids_T in zip(asked, own.generate(asked, modality, max_tokens=8)):
+            assert ids_T.tolist() == greedy_by_forward(model, patcher, prompt, modality, 8)
+    requests = [Request(prompt, speech(1, 2, 3, 4)) for prompt in asked]
+    for request, together in zip(requests, own.log_likelihoods(requests)):
+        assert together.sum == pytest.approx(own.log_likelihoods([request])[0].sum, abs=1e-3)
 
 
 def test_sampling_is_seeded_per_prompt():

@@ -36,7 +36,7 @@ def test_every_promised_key_is_in_the_schema():
         "lm.lst.flops",
         "lm.lst.seconds",
         "lm.lst.patch_size",
-        "facts.transfer.ST.difference",
+        "facts.transfer.text.ST.difference",
         "stage.tokenizer.seconds",
     ]:
         assert field(key).meaning
@@ -71,7 +71,7 @@ def test_unknown_keys_name_the_nearest(tmp_path, key, hint):
         ("lm.lst.units", -1),
         ("tokenizer.streaming_equals_offline", 1),
         ("run.device", 3),
-        ("facts.transfer.ST.low", -1.5),
+        ("facts.transfer.text.ST.low", -1.5),
     ],
 )
 def test_values_must_fit(tmp_path, key, value):
@@ -87,9 +87,9 @@ def test_task_and_transfer_results_are_all_in_the_schema():
     assert lines["lm.lst.story.topic.SS.accuracy"] == lines["lm.lst.story.topic.SS.accuracy_sum"] == 0.5
     assert len(lines) == 8
     difference = paired_difference([True, True], [False, True], ["a", "b"])
-    lines = transfer_results("facts.transfer.ST", difference, 1.0, 0.5)
+    lines = transfer_results("facts.transfer.text.ST", difference, 1.0, 0.5)
     results.check(lines)
-    assert lines["facts.transfer.ST.difference"] == 0.5
+    assert lines["facts.transfer.text.ST.difference"] == 0.5
 
 
 def test_reading_says_what_is_wrong(tmp_path):
