@@ -78,6 +78,12 @@ def test_paired_difference_covers_the_truth_nine_times_in_ten():
     assert covered >= 88
 
 
+def test_every_draw_is_divided_by_its_own_number_of_items():
+    """Always right against always wrong is a difference of 1 whatever clusters are drawn, however unequal."""
+    result = paired_difference([True] * 13, [False] * 13, ["a"] * 10 + ["b", "c", "d"])
+    assert (result.value, result.low, result.high) == (1.0, 1.0, 1.0)
+
+
 def test_paired_difference_of_one_cluster_says_nothing():
     result = paired_difference([True, True], [False, False], ["a", "a"])
     assert (result.value, result.low, result.high) == (1.0, -1.0, 1.0)
