@@ -6,6 +6,7 @@ given the same utterances in the same order.
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -118,7 +119,7 @@ class UtteranceLoader:
         if num_samples > MAX_S_PER_WORD * audio.SAMPLE_RATE * len(text.split()):
             raise ValueError(f"too long for its text, over {MAX_S_PER_WORD} s per word")
         # CTC needs one token per id and one more between equal neighbours.
-        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:]))
+        needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
         if needed > -(-num_samples // token_samples):
             raise ValueError("too short for its text, fewer speech tokens than text ids")
 

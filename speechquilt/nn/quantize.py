@@ -118,10 +118,14 @@ class VectorQuantizer(nn.Module):
         return self.codebook_KD[ids_BT]
 
     def _nearest(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        # |x - c|^2 without |x|^2, which does not move the minimum.
+        # |x - c|^2 without |x|^2, which does not move the minimum, finds the two nearest. It loses digits when vectors are
+        # long and codes close, so plain differences decide between them: streaming must choose as the whole clip does.
         half_norm_K = self.codebook_KD.square().sum(-1) / 2
-        chunks = x_BTD.reshape(-1, x_BTD.shape[-1]).split(CHUNK)
-        ids = [(half_norm_K - c @ self.codebook_KD.T).argmin(-1) for c in chunks]
+        ids = []
+        for x_ND in x_BTD.reshape(-1, x_BTD.shape[-1]).split(CHUNK):
+            two_N2 = (x_ND @ self.codebook_KD.T - half_norm_K).topk(2, -1).indices.sort(-1).values
+            distance_N2 = (x_ND[:, None] - self.codebook_KD[two_N2]).square().sum(-1)
+            ids.append(two_N2.gather(1, distance_N2.argmin(-1, keepdim=True))[:, 0])
         return torch.cat(ids).view(x_BTD.shape[:-1])
 
     @torch.no_grad()
@@ -132,7 +136,9 @@ class VectorQuantizer(nn.Module):
             codebook_KD = kmeans(self.pool_ND, self.config.codebook_size, self._generator(int(self.updates)))
             if _world_size() > 1:
                 dist.broadcast(codebook_KD, 0)  # equal pools, but sums on a GPU may round differently
-            self._set_codes(torch.ones_like(self.ema_count_K, dtype=torch.bool), codebook_KD, self.ema_count_K)
+            self.codebook_KD.copy_(codebook_KD)
+            self.ema_sum_KD.copy_(codebook_KD)
+            self.ema_count_K.fill_(1)
             self.active.fill_(True)
             return
         vectors_ND = _gather_ranks(vectors_ND)[-size:]
@@ -168,12 +174,9 @@ class VectorQuantizer(nn.Module):
         order_N = torch.randperm(num_vectors, generator=self._generator(int(self.updates)))
         # More dead codes than vectors: use vectors again rather than fail.
         chosen_N = order_N.repeat(-(-num_dead // num_vectors))[:num_dead].to(vectors_ND.device)
-        self._set_codes(dead_K, vectors_ND[chosen_N], mean.expand(num_dead))
-
-    def _set_codes(self, which_K: torch.Tensor, codes_ND: torch.Tensor, count_N: torch.Tensor) -> None:
-        self.codebook_KD[which_K] = codes_ND
-        self.ema_count_K[which_K] = count_N
-        self.ema_sum_KD[which_K] = codes_ND * count_N[:, None]
+        self.codebook_KD[dead_K] = vectors_ND[chosen_N]
+        self.ema_count_K[dead_K] = mean
+        self.ema_sum_KD[dead_K] = vectors_ND[chosen_N] * mean
 
     def _generator(self, update: int) -> torch.Generator:
         state = np.random.SeedSequence([self.config.seed, update + 1]).generate_state(1, np.uint64)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt.tokenizer.encoder import Attention, EncoderLayer
+from speechquilt.tokenizer.encoder import Attention
 from speechquilt.types import IGNORE
 
 
@@ -39,15 +39,20 @@ class CTCHead(nn.Module):
         return texts
 
 
-class DecoderLayer(EncoderLayer):
-    """An encoder block with attention to the audio between its two halves."""
+class DecoderLayer(nn.Module):
+    """Pre-norm block: attention to the text so far, to the audio, then a GELU feed-forward layer."""
 
     def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
-        super().__init__(width, num_heads, ffn_width)
+        super().__init__()
+        self.self_attn = Attention(width, num_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
         self.encoder_attn = Attention(width, num_heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+        self.final_layer_norm = nn.LayerNorm(width)
 
-    def decode(
+    def forward(
         self, x_BLD: torch.Tensor, causal_LL: torch.Tensor, memory_BTD: torch.Tensor, seen_BT: torch.Tensor
     ) -> torch.Tensor:
         x_BLD = x_BLD + self.self_attn(self.self_attn_layer_norm(x_BLD), causal_LL)[0]
@@ -79,7 +84,7 @@ class TextDecoder(nn.Module):
         seen_BT = torch.arange(num_tokens, device=ids_BL.device) < num_tokens_B[:, None]
         x_BLD = self.embed_tokens(ids_BL) + self.embed_positions.weight[:length]
         for layer in self.layers:
-            x_BLD = layer.decode(x_BLD, causal_LL, states_BTD, seen_BT)
+            x_BLD = layer(x_BLD, causal_LL, states_BTD, seen_BT)
         return F.linear(self.layer_norm(x_BLD), self.embed_tokens.weight)
 
     def loss(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor, text_BL: torch.Tensor) -> torch.Tensor:
@@ -96,14 +101,13 @@ class TextDecoder(nn.Module):
         return F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, ignore_index=IGNORE, reduction="none").sum(1)
 
     def greedy(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> list[list[int]]:
-        """Most likely next id until the end, at most two ids per speech token and `max_ids`."""
+        """Most likely next id until the end, at most two ids per speech token of the row, and `max_ids`."""
         ids_BL = num_tokens_B.new_full((len(states_BTD), 1), self.end)
-        done_B = torch.zeros(len(states_BTD), dtype=torch.bool, device=ids_BL.device)
-        for _ in range(min(self.max_ids, 2 * int(num_tokens_B.max()))):
+        limit_B = (2 * num_tokens_B).clamp(max=self.max_ids)
+        done_B = limit_B == 0
+        while not done_B.all():
             next_B = self(ids_BL, states_BTD, num_tokens_B)[:, -1].argmax(-1).masked_fill(done_B, self.end)
-            done_B |= next_B == self.end
-            if done_B.all():
-                break
             ids_BL = torch.cat([ids_BL, next_B[:, None]], 1)
+            done_B |= (next_B == self.end) | (ids_BL.shape[1] > limit_B)
         rows = [row.tolist() for row in ids_BL[:, 1:]]
         return [row[: row.index(self.end)] if self.end in row else row for row in rows]
