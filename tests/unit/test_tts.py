@@ -104,7 +104,7 @@ def test_same_text_same_sound_whatever_came_before(speaker: EspeakTTS) -> None:
 
 
 def test_threads_take_turns(speaker: EspeakTTS) -> None:
-    texts = ["tom took the egg.", "now ann has the boat.", "where is the cat?"] * 4
+    texts = [f"{name} took the egg. {TEXT}" for name in ("tom", "ann", "kate")] * 4
     expected = [speaker.speak(t, "en-us").audio.samples_S for t in texts]
     with ThreadPoolExecutor(4) as pool:
         for got, want in zip(pool.map(lambda t: speaker.speak(t, "en-us").audio.samples_S, texts), expected):
