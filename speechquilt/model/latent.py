@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from speechquilt.nn.attention import Extension, KVState, attend, causal_mask, read_cache, write_cache
-from speechquilt.nn.llama import LlamaBlock, LlamaConfig, init_weights, merge_heads, split_heads
+from speechquilt.nn.llama import LlamaBlock, LlamaConfig, LlamaStack, init_weights, merge_heads, split_heads
 from speechquilt.nn.rope import rope_tables
 from speechquilt.types import Batch
 
@@ -99,7 +99,7 @@ class UnitEncoder(nn.Module):
         q_UkHK = cross.q_proj(cross.q_norm(query_UkD)).view(num_units, k, H, D // H)
         kv_MD = cross.kv_norm(h_MD)
         key_MHK, value_MHK = (proj(kv_MD).view(-1, 1, H, D // H) for proj in (cross.k_proj, cross.v_proj))
-        score_MkH = (q_UkHK.index_select(0, unit_M) * key_MHK).sum(-1) * (D // H) ** -0.5
+        score_MkH = (q_UkHK.index_select(0, unit_M) * key_MHK).sum(-1, dtype=torch.float32) * (D // H) ** -0.5
         top_UkH = _segment_max(score_MkH.detach().flatten(1), unit_M, num_units).view(num_units, k, H)
         weight_MkH = (score_MkH - top_UkH.index_select(0, unit_M)).exp()
         total_UkH = weight_MkH.new_zeros(num_units, k, H).index_add(0, unit_M, weight_MkH)
@@ -107,7 +107,7 @@ class UnitEncoder(nn.Module):
         mixed_UkHK = mixed_MD.new_zeros(num_units, k * D).index_add(0, unit_M, mixed_MD).view(num_units, k, H, -1)
         # The largest weight of a unit is exp(0) = 1, so the clamp touches only units without tokens.
         mixed_UkHK = mixed_UkHK / total_UkH.clamp_min(1.0)[..., None]
-        return (query_UkD + cross.o_proj(mixed_UkHK.flatten(2))).flatten(1)
+        return (query_UkD + cross.o_proj(mixed_UkHK.flatten(2).to(h_MD.dtype))).flatten(1)
 
     def over(self, h_NPD: torch.Tensor, valid_NP: torch.Tensor) -> torch.Tensor:
         """N units padded to P tokens -> `[N, k * D]`."""
@@ -168,7 +168,7 @@ class LatentLM(nn.Module):
         self.to_global = (
             nn.Identity() if unit_width == config.global_.width else nn.Linear(unit_width, config.global_.width, False)
         )
-        self.global_ = config.global_.build()
+        self.global_ = LlamaStack(config.global_)
         self.from_global = nn.Linear(config.global_.width, unit_width, bias=False)
         self.decoder = nn.ModuleList(DecoderLayer(self.local) for _ in range(config.decoder_layers))
         self.norm = nn.RMSNorm(config.local_width, eps=config.global_.norm_eps)

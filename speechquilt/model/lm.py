@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speechquilt.nn.attention import KVState
-from speechquilt.nn.llama import LlamaConfig, init_weights
+from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
 from speechquilt.types import Batch
 
 
@@ -30,7 +30,7 @@ class PlainLM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.llama.width)
-        self.llama = config.llama.build()
+        self.llama = LlamaStack(config.llama)
         self.head = nn.Linear(config.llama.width, config.vocab_size, bias=False)
 
     def forward(self, batch: Batch) -> torch.Tensor:

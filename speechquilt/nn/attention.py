@@ -142,7 +142,8 @@ def write_cache(
     """In place: the new entries of these rows (None = all rows) go to their slots, where valid."""
     if rows_N is None:
         rows_N = torch.arange(len(slot_NT), device=slot_NT.device)
-    rows_NT, new_NTHK = rows_N[:, None].expand_as(slot_NT), new_NHTK.transpose(1, 2)
+    rows_NT = rows_N[:, None].expand_as(slot_NT)
+    new_NTHK = new_NHTK.transpose(1, 2).to(cache_BSHK.dtype)  # autocast computes in less than the cache keeps
     if valid_NT is None:
         cache_BSHK[rows_NT, slot_NT] = new_NTHK
     else:

@@ -142,6 +142,21 @@ class TestLanguageModelContract:
         batch = make_batch([[random_laid_out(7)]], patcher)
         assert torch.equal(loaded.forward(batch), model.forward(batch))
 
+    @every_causal
+    def test_half_precision_stays_near_and_steps(self, name: str) -> None:
+        """A model cast to bfloat16, and autocast over float32 weights and caches."""
+        config, patcher = CASES[name]
+        batch = make_batch([[random_laid_out(5)]], patcher or NoPatcher())
+        expected = config.build(seed=1).forward(batch)
+        for model, autocast in ((config.build(seed=1).bfloat16(), False), (config.build(seed=1), True)):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                torch.testing.assert_close(model.forward(batch).float(), expected, atol=0.3, rtol=0)
+                state = model.init_state(1, batch.ids_BT.shape[1])
+                for t in range(batch.ids_BT.shape[1]):
+                    given = (x[:, t] for x in (batch.ids_BT, batch.opens_BT, batch.closes_BT) if x is not None)
+                    logits_BV, state = model.step(*given, state)
+                torch.testing.assert_close(logits_BV.float(), expected[:, -1], atol=0.3, rtol=0)
+
     @every
     def test_gradients_reach_every_weight_and_are_finite(self, name: str) -> None:
         config, patcher = CASES[name]

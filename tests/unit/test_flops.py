@@ -46,7 +46,7 @@ def test_equals_what_torch_counts(config: PlainLMConfig | LatentLMConfig) -> Non
         masked = 4 * 32 * 2 * (U * U - size.unit_pairs) + 4 * d * 4 * (T * T - size.token_pairs)
         masked += 4 * d * k * (3 * (T * U - size.visible_pairs) - T)
     # Within half a percent: torch leaves out nothing else of note.
-    assert training_flops(config, batch) + 3 * masked == pytest.approx(counter.get_total_flops(), rel=5e-3)
+    assert training_flops(config, batch) + 3 * masked == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
 @pytest.mark.parametrize("config", [PLAIN, latent()], ids=["plain", "latent"])
