@@ -7,6 +7,7 @@ model on them cannot stream. `LogMel(mode="stream")` has neither; the two modes 
 Axis letters: B rows, S samples, F frames (10 ms), M mel bins.
 """
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,13 @@ def save(path: str | Path, wav: Waveform) -> None:
         raise OSError(
             f"cannot write audio to {path} ({error}); the folder must exist and the suffix be known"
         ) from error
+
+
+def to_wav_bytes(wav: Waveform) -> bytes:
+    """The content of a 16-bit WAV file, for a page that must not need other files."""
+    buffer = io.BytesIO()
+    _import("soundfile").write(buffer, wav.samples_S, wav.sample_rate, format="WAV")
+    return buffer.getvalue()
 
 
 def check(wav: Waveform) -> Waveform:

@@ -1,0 +1,168 @@
+"""`speechquilt COMMAND ...`: every stage as a command on one's own files, and the whole story as one.
+
+Place in the pipeline: layer 4, the outermost edge. It parses words and prints errors; recipes do the work.
+Trap: importing torch takes a second, so commands import their recipe when they run, and `--help` stays instant.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EPILOG = """\
+the seven stages, one artifact each:
+  tokenizer -> text_to_token -> shards -> pretrain -> evals -> (decoder -> chat: not yet part of this version)
+
+start here:
+  speechquilt story toy                      the whole pipeline on an invented world, about 20 minutes on two cores
+  speechquilt story own speech=DIR text=DIR  the same stages on a folder of audio with transcripts and a folder of text
+
+one stage at a time:
+  speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
+  speechquilt tokenize DIR SHARDS --tokenizer runs/tokenizer
+  speechquilt train text_to_token speech=DIR tokenizer=runs/tokenizer run_dir=runs/text_to_token
+  speechquilt interleave CORPUS SHARDS --text-to-token runs/text_to_token
+  speechquilt inspect SHARDS
+  speechquilt train lm shards='{"speech": "SHARDS", "interleaved": "SHARDS2"}' run_dir=runs/lm
+  speechquilt eval runs/lm ITEMS.jsonl
+
+A setting is key=value, a.b=value for one inside another; `speechquilt train RECIPE --show` prints them all.
+Every command skips what is already complete and continues what was interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 a mistake in the request (said on stderr), 130 stopped and ready to be continued."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, OSError, ImportError) as error:
+        print(f"speechquilt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("speechquilt: stopped; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="speechquilt",
+        description="Pre-train speech-text language models: tokenizer, text-to-token, interleaving, patches, evals.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(run=run)
+        return command
+
+    story = add("story", _story, "run all stages in one folder and write report.html")
+    story.add_argument("name", choices=["toy", "own"], help="toy: the embedded default; own: your folders")
+    _add_settings(story)
+
+    train = add("train", _train, "train one model: tokenizer, text_to_token or lm")
+    train.add_argument("recipe", choices=["tokenizer", "text_to_token", "lm"])
+    _add_settings(train)
+
+    tokenize = add("tokenize", _tokenize, "audio with transcripts -> shards of speech documents")
+    tokenize.add_argument("input", type=Path, help="folder of audio (x.wav beside x.txt, or metadata.jsonl / .csv)")
+    tokenize.add_argument("output", type=Path, help="folder of shards to make")
+    tokenize.add_argument("--tokenizer", type=Path, required=True, help="run folder of a trained speech tokenizer")
+
+    interleave = add("interleave", _interleave, "plain text -> shards of synthetic interleaved documents")
+    interleave.add_argument("corpus", type=Path, help="folder of .txt/.md, a .jsonl or .parquet with a text column")
+    interleave.add_argument("output", type=Path, help="folder of shards to make")
+    interleave.add_argument("--text-to-token", type=Path, required=True, help="run folder of a text-to-token model")
+    interleave.add_argument("--passes", type=int, default=1, help="times through the corpus, other spans each time")
+    interleave.add_argument("--ratio", type=float, default=0.3, help="share of words that become speech (default 0.3)")
+    interleave.add_argument("--seed", type=int, default=0)
+
+    evaluate = add("eval", _eval, "score a language model on choice items: which ending is likelier?")
+    evaluate.add_argument("lm", type=Path, help="run folder of a language model")
+    evaluate.add_argument(
+        "items",
+        type=Path,
+        help='JSONL, one item a line: {"id", "prompt": PART, "endings": [PART, ...], "answer": 0}; '
+        'a PART is {"text": "..."} or {"audio": "path.wav"}',
+    )
+    evaluate.add_argument("--out", type=Path, help="where results go as JSON (default: printed)")
+
+    inspect = add("inspect", _inspect, "statistics and readable samples of a folder of shards")
+    inspect.add_argument("shards", type=Path)
+    inspect.add_argument("--samples", type=int, default=3)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change, applied in order")
+    parser.add_argument("--show", action="store_true", help="print all settings as JSON and stop")
+
+
+def _story(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import own, toy
+
+    recipe = {"toy": (toy.ToyConfig, toy.story), "own": (own.OwnConfig, own.story)}[arguments.name]
+    _run_with_settings(*recipe, arguments)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import own
+
+    recipes = {
+        "tokenizer": (own.TokenizerRun, own.run_tokenizer),
+        "text_to_token": (own.TextToTokenRun, own.run_text_to_token),
+        "lm": (own.LMTraining, own.run_lm),
+    }
+    _run_with_settings(*recipes[arguments.recipe], arguments)
+
+
+def _run_with_settings(config_class: type, run: Callable, arguments: argparse.Namespace) -> None:
+    import json
+
+    from speechquilt import config
+
+    settings = config.override(config_class(), arguments.settings)
+    if arguments.show:
+        print(json.dumps(config.to_dict(settings), indent=1))
+    else:
+        run(settings)
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import own
+
+    own.tokenize(arguments.input, arguments.output, arguments.tokenizer)
+
+
+def _interleave(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import own
+
+    own.interleave(
+        arguments.corpus,
+        arguments.output,
+        arguments.text_to_token,
+        passes=arguments.passes,
+        ratio=arguments.ratio,
+        seed=arguments.seed,
+    )
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import own
+
+    own.evaluate(arguments.lm, arguments.items, arguments.out)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import inspect
+
+    inspect.inspect(arguments.shards, arguments.samples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The same stages on one's own data: a folder of audio with transcripts, and a folder of text.
+
+Place in the pipeline: layer 4; `speechquilt story own` runs all stages, the other commands run one each.
+Cost: that of `defaults`, minutes on two cores, which is right for trying things out; real data wants larger sizes and a GPU.
+Trap: without word times in the metadata an utterance is one unit, so aligned and curriculum patching refuse its shards
+and the text-to-token model learns whole utterances only. Use static patching, or bring word times.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from speechquilt import audio, config
+from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
+from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
+from speechquilt.data.pack import PackConfig
+from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
+from speechquilt.model.patcher import PatcherConfig
+from speechquilt.recipes import defaults
+from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.corpus import folder_corpus
+from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.recipes.speech import encode_all
+from speechquilt.recipes.speech import tokenize as tokenize_utterances
+from speechquilt.recipes.stage import Story, make_folder, write_json
+from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
+from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token import model as text_to_token_models
+from speechquilt.text_to_token.generate import EngineConfig
+from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train.trainer import TrainConfig
+from speechquilt.types import Segment, Utterance
+from speechquilt.vocab import Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRun:
+    """`speech`: folder of audio with transcripts."""
+
+    speech: str = ""
+    run_dir: str = "runs/tokenizer"
+    recipe: TokenizerRecipe = defaults.TOKENIZER
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToTokenRun:
+    """`speech`: the same kind of folder; `tokenizer`: run folder of the speech tokenizer."""
+
+    speech: str = ""
+    tokenizer: str = "runs/tokenizer"
+    run_dir: str = "runs/text_to_token"
+    recipe: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMTraining:
+    """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
+    tokens per source (default: the story's, for the sources given); `tokenizer`: run folder of the speech tokenizer.
+    """
+
+    shards: dict[str, str] = field(default_factory=dict)
+    tokenizer: str = "runs/tokenizer"
+    run_dir: str = "runs/lm"
+    kind: Literal["plain", "latent"] = "latent"
+    patcher: PatcherConfig = PatcherConfig(kind="static")
+    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
+    pack: PackConfig = defaults.PACK
+    train: TrainConfig = defaults.PRETRAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """`speech`: folder of audio with transcripts; `text`: folder or file of text (default: the transcripts)."""
+
+    speech: str = ""
+    text: str | None = None
+    run_dir: str = "runs/own"
+    tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    interleave: InterleaveConfig = InterleaveConfig()
+    passes: int = 1
+    kind: Literal["plain", "latent"] = "latent"
+    patcher: PatcherConfig = PatcherConfig(kind="static")
+    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
+    pack: PackConfig = defaults.PACK
+    pretrain: TrainConfig = defaults.PRETRAIN
+
+
+def story(settings: OwnConfig) -> None:
+    """All stages on a folder; ends with results.json and held-out losses."""
+    stages = Story(Path(settings.run_dir))
+    corpus = folder_corpus(_folder("speech", settings.speech), Path(settings.text) if settings.text else None)
+    for reject in corpus.rejects:
+        print(f"  left out {reject.id}: {reject.reason}")
+    texts = [u.text for u in corpus.sentences] + [t.text for t in corpus.texts]
+    tokenizer_dir = stages.stage(
+        "tokenizer",
+        [settings.speech, settings.tokenizer],
+        lambda folder: train_tokenizer(
+            settings.tokenizer,
+            TextTokenizer.train(texts, settings.tokenizer.model.text_vocab_size),
+            corpus.sentences,
+            corpus.held_out,
+            folder,
+        ),
+        what=f"a speech tokenizer from {len(corpus.sentences)} recordings",
+    )
+    tokenizer = SpeechTokenizer.load(tokenizer_dir)
+    speaker_dir = stages.stage(
+        "text_to_token",
+        settings.text_to_token,
+        lambda folder: train_text_to_token(
+            settings.text_to_token, tokenizer, corpus.sentences, [u.text for u in corpus.held_out], folder
+        ),
+        what="a text-to-token model",
+    )
+
+    def make_shards(folder: Path) -> dict[str, Any]:
+        _speech_shards(corpus.spoken, tokenizer, folder, corpus.rejects)
+        _text_shards(corpus.texts, tokenizer, folder / "text")
+        return _interleaved_shards(
+            corpus.to_interleave, speaker_dir, folder / "interleaved", settings.interleave, settings.passes
+        )
+
+    shards_dir = stages.stage(
+        "shards", [settings.text, settings.interleave, settings.passes], make_shards, what="Parquet shards"
+    )
+    recipe = LMRecipe(
+        model=_model(settings.kind),
+        patcher=settings.patcher,
+        weights=settings.weights,
+        pack=settings.pack,
+        train=settings.pretrain,
+    )
+    shards = {source: shards_dir / source for source in ("text", "speech", "asr", "tts", "interleaved")}
+    lm_dir = stages.stage(
+        "lm/lm",
+        recipe,
+        lambda folder: train_lm(recipe, shards, _text_tokenizer(tokenizer), folder, "lm"),
+        what="a speech-text language model",
+    )
+    stages.stage(
+        "evals/lm",
+        {},
+        lambda folder: _held_out_loss(lm_dir, corpus.held_out, tokenizer),
+        what="loss on held-out recordings and their transcripts",
+    )
+    write_json(stages.run_dir / "results.json", stages.results)
+    print(json.dumps(stages.results, indent=1))
+    print(
+        f"\nresults  {stages.run_dir / 'results.json'}\nmodel    {lm_dir}\nnext     speechquilt eval {lm_dir} ITEMS.jsonl"
+    )
+
+
+def run_tokenizer(settings: TokenizerRun) -> None:
+    """`speechquilt train tokenizer`."""
+    corpus = folder_corpus(_folder("speech", settings.speech), None)
+    make_folder(Path(settings.run_dir))
+    texts = TextTokenizer.train([u.text for u in corpus.sentences], settings.recipe.model.text_vocab_size)
+    found = train_tokenizer(settings.recipe, texts, corpus.sentences, corpus.held_out, Path(settings.run_dir))
+    _report(found, Path(settings.run_dir), f"speechquilt tokenize AUDIO SHARDS --tokenizer {settings.run_dir}")
+
+
+def run_text_to_token(settings: TextToTokenRun) -> None:
+    """`speechquilt train text_to_token`."""
+    corpus = folder_corpus(_folder("speech", settings.speech), None)
+    tokenizer = SpeechTokenizer.load(_folder("tokenizer", settings.tokenizer))
+    make_folder(Path(settings.run_dir))
+    held_out = [u.text for u in corpus.held_out]
+    found = train_text_to_token(settings.recipe, tokenizer, corpus.sentences, held_out, Path(settings.run_dir))
+    _report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
+
+
+def run_lm(settings: LMTraining) -> None:
+    """`speechquilt train lm`."""
+    if not settings.shards:
+        raise ValueError('shards is empty; name at least one, for example shards=\'{"speech": "shards/speech"}\'')
+    tokenizer = SpeechTokenizer.load(_folder("tokenizer", settings.tokenizer))
+    recipe = LMRecipe(
+        model=_model(settings.kind),
+        patcher=settings.patcher,
+        weights={source: settings.weights.get(source, 1.0) for source in settings.shards},
+        pack=settings.pack,
+        train=settings.train,
+    )
+    folder = Path(settings.run_dir)
+    make_folder(folder)
+    shards = {source: Path(path) for source, path in settings.shards.items()}
+    found = train_lm(recipe, shards, _text_tokenizer(tokenizer), folder, "lm")
+    tokenizer.save(folder / "tokenizer")
+    _report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
+
+
+def tokenize(input: Path, output: Path, tokenizer: Path) -> None:
+    """`speechquilt tokenize`: speech documents, and ASR and TTS pairs of what has a transcript."""
+    read = list(read_utterances(input, need_text=False))
+    rejects = [item for item in read if isinstance(item, Reject)]
+    _speech_shards([u for u in read if isinstance(u, Utterance)], SpeechTokenizer.load(tokenizer), output, rejects)
+    print(f"\nshards   {output}\nnext     speechquilt inspect {output / 'speech'}")
+
+
+def interleave(corpus: Path, output: Path, text_to_token: Path, *, passes: int, ratio: float, seed: int) -> None:
+    """`speechquilt interleave`."""
+    texts = list(read_texts(corpus))
+    good = [item for item in texts if isinstance(item, TextDocument)]
+    rejects = [item for item in texts if isinstance(item, Reject)]
+    settings = InterleaveConfig(ratio=ratio, seed=seed)
+    found = _interleaved_shards(good, text_to_token, output, settings, passes, rejects)
+    _report(found, output, f"speechquilt inspect {output}")
+
+
+def evaluate(lm: Path, items: Path, out: Path | None) -> None:
+    """`speechquilt eval`: choice items whose parts are text or audio."""
+    scorer, run = load_scorer(lm)
+    tokenizer_dir = lm / "tokenizer" if (lm / "tokenizer").is_dir() else lm.parent.parent / "tokenizer"
+    tokenizer = SpeechTokenizer.load(tokenizer_dir)
+    if tokenizer.fingerprint != run.speech_fingerprint:
+        raise ValueError(
+            f"{tokenizer_dir} has fingerprint {tokenizer.fingerprint}, {lm} was trained on {run.speech_fingerprint}; "
+            f"put the tokenizer that made its shards into {lm / 'tokenizer'}"
+        )
+    task = ChoiceTask(name=items.stem, version=1, items=list(_items(items, tokenizer)))
+    found = task.run(scorer)
+    if out is not None:
+        write_json(out, found)
+    measured = found["accuracy"]
+    print(f"accuracy {measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}] n={measured['n']}")
+    print(f"chance   {found['chance']:.3f}\nresults  {out or 'give --out FILE to keep them'}")
+
+
+def _items(path: Path, tokenizer: SpeechTokenizer) -> Iterator[ChoiceItem]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; a JSONL file of items is expected, see speechquilt eval --help")
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            id = str(row.get("id", number))
+            yield ChoiceItem(
+                id=id,
+                cluster=str(row.get("cluster", id)),
+                prompt=(_part(row["prompt"], path.parent, tokenizer),),
+                endings=tuple(_part(part, path.parent, tokenizer) for part in row["endings"]),
+                answer=row["answer"],
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path}:{number}: {error!r}; a line is {{"prompt": PART, "endings": [PART, ...], "answer": 0}}'
+            ) from error
+
+
+def _part(part: dict[str, str], folder: Path, tokenizer: SpeechTokenizer) -> Segment:
+    if "text" in part:
+        return shard_recipes.text_segment(_text_tokenizer(tokenizer), part["text"])
+    wave = audio.resample(audio.check(audio.load(folder / part["audio"])), tokenizer.sample_rate)
+    return Segment(modality="speech", ids_T=encode_all(tokenizer, [wave], what=part["audio"])[0])
+
+
+def _speech_shards(utterances: Any, tokenizer: SpeechTokenizer, folder: Path, rejects: Any) -> None:
+    """folder/speech, and folder/asr and folder/tts from what has a transcript."""
+    if not utterances:
+        raise ValueError(f"nothing to tokenize: all {len(rejects)} recordings were rejected, {rejects[0].reason}")
+    text_tokenizer = _text_tokenizer(tokenizer)
+    tokens = tokenize_utterances(tokenizer, utterances)
+    ids = [u.id for u in utterances]
+    named = [(id, t) for id, t in zip(ids, tokens) if t.text]
+    vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
+    info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="tokenize")
+    shard_recipes.write(folder / "speech", info, [*shard_recipes.speech_documents(ids, tokens), *rejects])
+    for task in ("asr", "tts") if named else ():
+        documents = shard_recipes.pair_documents(task, [id for id, _ in named], [t for _, t in named], text_tokenizer)
+        shard_recipes.write(folder / task, info, documents)
+
+
+def _text_shards(texts: Any, tokenizer: SpeechTokenizer, folder: Path) -> None:
+    text_tokenizer = _text_tokenizer(tokenizer)
+    vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
+    info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="text")
+    shard_recipes.write(folder, info, shard_recipes.text_documents(texts, text_tokenizer))
+
+
+def _interleaved_shards(
+    texts: Any, speaker_dir: Path, folder: Path, settings: InterleaveConfig, passes: int, rejects: Any = ()
+) -> dict[str, Any]:
+    loaded = text_to_token_models.load(speaker_dir)
+    engine = EngineConfig().build(loaded.model, loaded.tokenizer)
+    stats = InterleaveStats()
+    info = shard_recipes.shard_info(
+        loaded.model.vocab, loaded.tokenizer, loaded.speech_fingerprint, stage="interleave", **config.to_dict(settings)
+    )
+    documents = shard_recipes.interleaved_documents(texts, engine, loaded.tokenizer, passes, settings, stats)
+    counts = shard_recipes.write(folder, info, [*documents, *rejects])
+    found = {f"shards.interleaved.{key}": n for key, n in counts.items()}
+    return {**found, "shards.interleaved.ratio": stats.ratio}
+
+
+def _held_out_loss(lm_dir: Path, held_out: Any, tokenizer: SpeechTokenizer) -> dict[str, Any]:
+    scorer, _ = load_scorer(lm_dir)
+    speech = [shard_recipes.speech_segment(t) for t in tokenize_utterances(tokenizer, held_out)]
+    text = [shard_recipes.text_segment(_text_tokenizer(tokenizer), u.text) for u in held_out]
+    return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}
+
+
+def _model(kind: str) -> Any:
+    return defaults.PLAIN if kind == "plain" else defaults.LATENT
+
+
+def _text_tokenizer(tokenizer: SpeechTokenizer) -> TextTokenizer:
+    if tokenizer.text_tokenizer is None:
+        raise ValueError("the tokenizer's folder has no text_tokenizer.json; train it again with this version")
+    return tokenizer.text_tokenizer
+
+
+def _folder(key: str, value: str) -> Path:
+    if not value:
+        raise ValueError(f"{key} is not set; give {key}=FOLDER")
+    return Path(value)
+
+
+def _report(found: dict[str, Any], folder: Path, following: str) -> None:
+    print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
+    print(f"\nmade     {folder}\nnext     {following}")

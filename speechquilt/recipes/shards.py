@@ -1,0 +1,131 @@
+"""The five kinds of training documents, each from what it needs, written as shards.
+
+Place in the pipeline: layer 4, after the tokenizer and the text-to-token model, before the mixture.
+Trap: an ASR or TTS pair opens with its instruction, because without one it would look like an interleaved document that
+repeats itself (spec 1, 6.2).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from speechquilt import config
+from speechquilt.data import interleave, parallel
+from speechquilt.data.corpus import Reject, TextDocument
+from speechquilt.data.shards import ShardInfo, ShardWriter
+from speechquilt.protocols import TextToToken
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token.examples import AlignedTokens
+from speechquilt.types import Document, Segment
+from speechquilt.vocab import Vocab
+
+INSTRUCTIONS = {"asr": "transcribe:", "tts": "say:"}
+SOURCES = ("text", "speech", "asr", "tts", "interleaved", "parallel")
+
+
+def text_fingerprint(tokenizer: TextTokenizer) -> str:
+    """What shards store of the text tokenizer."""
+    return config.fingerprint(tokenizer.json)
+
+
+def shard_info(vocab: Vocab, tokenizer: TextTokenizer, speech_fingerprint: str, **made_by: object) -> ShardInfo:
+    return ShardInfo(
+        num_text=vocab.num_text,
+        num_speech=vocab.num_speech,
+        text_fingerprint=text_fingerprint(tokenizer),
+        speech_fingerprint=speech_fingerprint,
+        made_by=dict(made_by),
+    )
+
+
+def write(folder: Path, info: ShardInfo, documents: Iterable[tuple[Document, str] | Reject]) -> dict[str, int]:
+    """Write all documents (with their text) and count the rejects; returns documents, rejects and tokens by modality."""
+    with ShardWriter(folder, info, overwrite=True) as writer:
+        for item in documents:
+            if isinstance(item, Reject):
+                writer.reject(item.id, item.reason)
+            else:
+                writer.write(*item)
+    counts = {f"{modality}_tokens": n for modality, n in writer.num_tokens.items()}
+    return {"documents": writer.num_documents, "rejects": sum(writer.rejects.values()), **counts}
+
+
+def text_documents(texts: Iterable[TextDocument], tokenizer: TextTokenizer) -> Iterable[tuple[Document, str]]:
+    for text in texts:
+        yield Document(id=text.id, source="text", segments=(text_segment(tokenizer, text.text),)), text.text
+
+
+def speech_documents(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[Document, str]]:
+    for id, tokens in zip(ids, spoken):
+        yield Document(id=id, source="speech", segments=(speech_segment(tokens),)), tokens.text
+
+
+def pair_documents(
+    task: str, ids: Iterable[str], spoken: Iterable[AlignedTokens], tokenizer: TextTokenizer
+) -> Iterable[tuple[Document, str]]:
+    """`task` "asr": instruction, speech -> text; "tts": instruction and text -> speech. Loss on the target alone."""
+    for id, tokens in zip(ids, spoken):
+        if task == "asr":
+            context = [text_segment(tokenizer, INSTRUCTIONS["asr"], loss=False), speech_segment(tokens, loss=False)]
+            target = text_segment(tokenizer, tokens.text)
+        else:
+            context = [text_segment(tokenizer, f"{INSTRUCTIONS['tts']} {tokens.text}", loss=False)]
+            target = speech_segment(tokens)
+        yield Document(id=f"{task}/{id}", source=task, segments=(*context, target)), tokens.text
+
+
+def parallel_documents(
+    ids: Sequence[str], spoken: Sequence[AlignedTokens], tokenizer: TextTokenizer, passes: int
+) -> Iterable[tuple[Document, str]]:
+    """Every recording `passes` times, cut into text and speech blocks at other words each time."""
+    for pass_index in range(passes):
+        for id, tokens in zip(ids, spoken):
+            seed = int(config.fingerprint([id, pass_index]), 16)
+            source = parallel.SpokenText(
+                id=f"{id}/pass{pass_index}", words=tokens.words, ids_T=tokens.ids_T, word_T=tokens.word_of_token_T
+            )
+            rng = np.random.default_rng(seed)
+            yield parallel.interleave_parallel(source, rng, tokenizer.encode, source="parallel"), tokens.text
+
+
+def interleaved_documents(
+    texts: Sequence[TextDocument],
+    speaker: TextToToken,
+    tokenizer: TextTokenizer,
+    passes: int,
+    settings: interleave.InterleaveConfig,
+    stats: interleave.InterleaveStats,
+    chunk: int = 512,
+) -> Iterable[tuple[Document, str]]:
+    """Plain text `passes` times with other spans spoken each time; documents in chunks, so memory stays small."""
+    plans = (
+        (text, interleave.plan(text.id, text.text, pass_index, settings))
+        for pass_index in range(passes)
+        for text in texts
+    )
+    progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
+    while batch := [p for _, p in zip(range(chunk), plans)]:
+        spans = [(span, plan.seed + i) for _, plan in batch for i, span in enumerate(plan.spans)]
+        spoken = iter(speaker.generate([s for s, _ in spans], [seed for _, seed in spans]))
+        for text, plan in batch:
+            mine = [next(spoken) for _ in plan.spans]
+            document = interleave.assemble(plan, mine, tokenizer.encode, source="interleaved", stats=stats)
+            yield document, text.text
+        progress.update(len(batch))
+    progress.close()
+
+
+def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
+    """All tokens of an utterance; word ends only when its words are known (one unit over everything means they are not)."""
+    return Segment(
+        modality="speech",
+        ids_T=tokens.ids_T,
+        unit_end_T=tokens.unit_end_T if len(tokens.words) > 1 or " " not in tokens.text else None,
+        loss=loss,
+    )
+
+
+def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:
+    return Segment(modality="text", ids_T=np.asarray(tokenizer.encode(text), dtype=np.int32), loss=loss)

@@ -1,0 +1,314 @@
+"""`speechquilt story toy`: the whole pipeline on the micro-world, from nothing to a report.
+
+Place in the pipeline: layer 4, all seven stages in order; read `story` first.
+Cost of the default (`scale=1`): under 20 minutes on two CPU cores, under 6 GB of memory. Expected result: docs/results.md.
+`scale=N` makes the same story larger: N times the world and its corpus, and N times the training steps of every model,
+so about N times the time; scale=4 is an evening on two cores.
+Trap: nothing here may be tuned on the test items. Settings were chosen on training loss and held-out sentences.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import speechquilt
+from speechquilt import config as configs
+from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
+from speechquilt.data.micro_world import MicroWorld, MicroWorldConfig
+from speechquilt.data.pack import PackConfig
+from speechquilt.evals import results
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.lm import PlainLMConfig
+from speechquilt.model.patcher import PatcherConfig
+from speechquilt.recipes import defaults
+from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
+from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.recipes.speech import tokenize
+from speechquilt.recipes.stage import Story, write_json
+from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
+from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.recipes.world_tasks import Voicer, fact_tasks, question_tasks, story_tasks
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token import model as text_to_token_models
+from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train.trainer import TrainConfig
+from speechquilt.tts import EspeakTTS, EspeakTTSConfig
+
+INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One language model of the comparison. Everything else is the same for all of them."""
+
+    kind: str  # "plain" or "latent"
+    patcher: PatcherConfig
+    interleaved: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Every number of the story. `scale` multiplies what the module's docstring says; the rest is `scale=1`."""
+
+    run_dir: str = "runs/toy"
+    scale: int = 1
+    world: MicroWorldConfig = MicroWorldConfig()
+    voices: EspeakTTSConfig = EspeakTTSConfig()
+    corpus: MicroCorpusConfig = MicroCorpusConfig()
+    tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    interleave: InterleaveConfig = InterleaveConfig()
+    interleave_passes: int = 4
+    parallel_passes: int = 2
+    plain: PlainLMConfig = defaults.PLAIN
+    latent: LatentLMConfig = defaults.LATENT
+    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
+    pack: PackConfig = defaults.PACK
+    pretrain: TrainConfig = defaults.PRETRAIN
+    runs: dict[str, RunConfig] = field(
+        default_factory=lambda: {
+            "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
+            "static": RunConfig(kind="latent", patcher=PatcherConfig(kind="static")),
+            "curriculum": RunConfig(kind="latent", patcher=PatcherConfig(kind="curriculum")),
+            "no_interleaving": RunConfig(kind="latent", patcher=PatcherConfig(kind="curriculum"), interleaved=False),
+        }
+    )
+    num_stories: int = 150
+
+
+def scaled(config: ToyConfig) -> ToyConfig:
+    """`scale` carried out: a world, a corpus and runs that many times as large."""
+    n = config.scale
+    if n < 1:
+        raise ValueError(f"scale={n} must be at least 1; it makes the story larger")
+
+    def longer(train: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(train, steps=n * train.steps, warmup_steps=n * train.warmup_steps)
+
+    corpus = {f.name: n * getattr(config.corpus, f.name) for f in dataclasses.fields(config.corpus)}
+    return dataclasses.replace(
+        config,
+        scale=1,
+        world=dataclasses.replace(config.world, size=n * config.world.size),
+        corpus=MicroCorpusConfig(**corpus),
+        tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
+        text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
+        pretrain=longer(config.pretrain),
+    )
+
+
+def story(config: ToyConfig) -> Path:
+    """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues."""
+    full = scaled(config)
+    stages = Story(Path(full.run_dir))
+    world, speaker = full.world.build(), full.voices.build()
+    corpus = micro_world_corpus(world, speaker, full.corpus)
+
+    stages.stage(
+        "world",
+        [full.world, full.voices, full.corpus],
+        lambda folder: make_world(world, corpus, folder),
+        what=f"a micro-world of {len(world.words)} words and {len(world.facts)} facts, spoken by espeak-ng",
+    )
+    tokenizer_dir = stages.stage(
+        "tokenizer",
+        full.tokenizer,
+        lambda folder: train_tokenizer(
+            full.tokenizer,
+            TextTokenizer.train(_all_texts(corpus), full.tokenizer.model.text_vocab_size),
+            corpus.sentences,
+            corpus.held_out,
+            folder,
+        ),
+        what="a supervised speech tokenizer: VQ inside a streaming ASR encoder",
+    )
+    tokenizer = SpeechTokenizer.load(tokenizer_dir)
+    speaker_dir = stages.stage(
+        "text_to_token",
+        full.text_to_token,
+        lambda folder: train_text_to_token(
+            full.text_to_token, tokenizer, corpus.sentences, [u.text for u in corpus.held_out], folder
+        ),
+        what="a text-to-token model: text in, speech tokens with word ends out",
+    )
+    shards_dir = stages.stage(
+        "shards",
+        [full.interleave, full.interleave_passes, full.parallel_passes],
+        lambda folder: make_shards(full, corpus, tokenizer, speaker_dir, folder),
+        what="Parquet shards: text, speech, ASR and TTS pairs, synthetic and parallel interleaved",
+    )
+    shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
+    shared = stages.fingerprint  # the runs are siblings: none depends on another
+    for name, run in full.runs.items():
+        stages.fingerprint = shared
+        train_and_evaluate(full, name, run, stages, shards, world, speaker, tokenizer)
+    return finish(config, stages, world, speaker, tokenizer, shards)
+
+
+def train_and_evaluate(
+    config: ToyConfig,
+    name: str,
+    run: RunConfig,
+    stages: Story,
+    shards: dict[str, Path],
+    world: MicroWorld,
+    speaker: EspeakTTS,
+    tokenizer: SpeechTokenizer,
+) -> None:
+    """Two stages per language model."""
+    recipe = lm_recipe(config, run)
+    lm_dir = stages.stage(
+        f"lm/{name}",
+        recipe,
+        lambda folder: train_lm(recipe, shards, tokenizer_text(tokenizer), folder, name),
+        what=f"a speech-text language model: {describe_run(run)}",
+    )
+    stages.stage(
+        f"evals/{name}",
+        config.num_stories,
+        lambda folder: evaluate(lm_dir, world, speaker, tokenizer, config.num_stories, folder, name),
+        what=f"story endings, facts and free answers of {name}",
+    )
+
+
+def lm_recipe(config: ToyConfig, run: RunConfig) -> LMRecipe:
+    """The run's model, patcher and mixture; without interleaving the other sources keep their proportions."""
+    weights = {s: w for s, w in config.weights.items() if run.interleaved or s not in INTERLEAVED}
+    return LMRecipe(
+        model=config.plain if run.kind == "plain" else config.latent,
+        patcher=run.patcher,
+        weights=weights,
+        pack=config.pack,
+        train=config.pretrain,
+    )
+
+
+def describe_run(run: RunConfig) -> str:
+    what = "every token a step" if run.kind == "plain" else f"latent patches, {run.patcher.kind}"
+    return what if run.interleaved else f"{what}, no interleaved data"
+
+
+def make_world(world: MicroWorld, corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """A page to read and the texts by use; the speech is not stored, espeak-ng makes it again in seconds."""
+    (folder / "world.txt").write_text(world.describe())
+    write_json(
+        folder / "texts.json",
+        {
+            "sentences": [u.text for u in corpus.sentences],
+            "held_out": [u.text for u in corpus.held_out],
+            "spoken": [u.text for u in corpus.spoken],
+            "texts": {t.id: t.text for t in corpus.texts},
+        },
+    )
+    return {}
+
+
+def make_shards(
+    config: ToyConfig, corpus: Corpus, tokenizer: SpeechTokenizer, speaker_dir: Path, folder: Path
+) -> dict[str, Any]:
+    """All sources of the mixture; a finished one is kept when the stage was interrupted."""
+    text_tokenizer = tokenizer_text(tokenizer)
+    loaded = text_to_token_models.load(speaker_dir)
+    engine = config.text_to_token.engine.build(loaded.model, loaded.tokenizer)
+    sentences, spoken = tokenize(tokenizer, corpus.sentences), tokenize(tokenizer, corpus.spoken)
+    sentence_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.sentences)]
+    spoken_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.spoken)]
+    stats = InterleaveStats()
+    documents = {
+        "text": shard_recipes.text_documents(corpus.texts, text_tokenizer),
+        "speech": shard_recipes.speech_documents(spoken_ids, spoken),
+        "asr": shard_recipes.pair_documents("asr", sentence_ids, sentences, text_tokenizer),
+        "tts": shard_recipes.pair_documents("tts", sentence_ids, sentences, text_tokenizer),
+        "parallel": shard_recipes.parallel_documents(spoken_ids, spoken, text_tokenizer, config.parallel_passes),
+        "interleaved": shard_recipes.interleaved_documents(
+            corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
+        ),
+    }
+    vocab = loaded.model.vocab
+    found: dict[str, Any] = {}
+    for source in shard_recipes.SOURCES:
+        info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, recipe="toy", source=source)
+        counts = shard_recipes.write(folder / source, info, documents[source])
+        found |= {f"shards.{source}.{key}": n for key, n in counts.items()}
+    return {**found, "shards.interleaved.ratio": stats.ratio}
+
+
+def evaluate(
+    lm_dir: Path,
+    world: MicroWorld,
+    speaker: EspeakTTS,
+    tokenizer: SpeechTokenizer,
+    num_stories: int,
+    folder: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Held-out loss and all tasks of one model; details per item go to `details.json`."""
+    scorer, _ = load_scorer(lm_dir)
+    voicer = Voicer(speaker, tokenizer, tokenizer_text(tokenizer))
+    tasks: dict[str, Any] = {
+        **story_tasks(world, voicer, num_stories),
+        **fact_tasks(world, voicer),
+        **question_tasks(world, voicer),
+    }
+    flat: dict[str, Any] = {}
+    details = {}
+    for key, task in tasks.items():
+        details[key] = task.run(scorer)
+        flat |= results.task_results(f"lm.{name}.{key}", details[key])
+    write_json(folder / "details.json", details)
+    stories = [s.text for s in world.stories(2 * num_stories, "test")]
+    spoken = tokenize(tokenizer, speak(speaker, stories, "speak test stories"))
+    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([shard_recipes.speech_segment(t) for t in spoken])
+    flat[f"lm.{name}.text_loss"] = scorer.mean_loss(
+        [shard_recipes.text_segment(tokenizer_text(tokenizer), text) for text in stories]
+    )
+    return flat
+
+
+def tokenizer_text(tokenizer: SpeechTokenizer) -> TextTokenizer:
+    assert tokenizer.text_tokenizer is not None  # a trained tokenizer folder always has one
+    return tokenizer.text_tokenizer
+
+
+def finish(
+    config: ToyConfig,
+    stages: Story,
+    world: MicroWorld,
+    speaker: EspeakTTS,
+    tokenizer: SpeechTokenizer,
+    shards: dict[str, Path],
+) -> Path:
+    """results.json and report.html from what the stages found; made anew every time, it takes seconds."""
+    from speechquilt.recipes import toy_report
+
+    flat = {
+        "run.recipe": "toy",
+        "run.fingerprint": configs.fingerprint(config),
+        "run.version": speechquilt.__version__,
+        "run.torch": str(torch.__version__),
+        "run.device": "cuda" if torch.cuda.is_available() else "cpu",
+        "run.cores": os.cpu_count() or 1,
+        "run.seed": config.world.seed,
+        "run.seconds": sum(stages.seconds.values()),
+        **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
+        **stages.results,
+        **toy_report.fact_transfer(stages.run_dir),
+    }
+    results.write_results(stages.run_dir / "results.json", flat)
+    report = toy_report.write(config, stages, flat, world, speaker, tokenizer, shards)
+    print(toy_report.table(flat))
+    print(
+        f"\nresults  {stages.run_dir / 'results.json'}\nreport   {report}\nnext     open the report; README.md, 'your own data'"
+    )
+    return report
+
+
+def _all_texts(corpus: Corpus) -> list[str]:
+    """What the text tokenizer learns its words from; held-out sentences are not among them."""
+    instructions = list(shard_recipes.INSTRUCTIONS.values())
+    return [u.text for u in corpus.sentences] + [t.text for t in corpus.texts] + instructions * 2
