@@ -11,6 +11,7 @@ WORD_END too. Text is always `spoken_form`, in training and in generation.
 """
 
 import bisect
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,7 +191,9 @@ class TextToTokenLoader:
         self._rank, self._world_size = rank, world_size
         self._num_items = len(utterances) * (1 + config.spans_per_utterance)
         self._num_windows = -(-self._num_items // WINDOW)
-        self._identity = fingerprint({"config": to_dict(config), "items": self._num_items, "vocab": vocab.size})
+        self._identity = fingerprint(
+            {"config": to_dict(config), "vocab": vocab.size, "items": self._num_items, "tokens": _checksum(utterances)}
+        )
         self._epoch, self._window, self._row = 0, 0, 0
         self._left_out = 0
         self._rows = self._pack_window()
@@ -304,3 +307,11 @@ class TextToTokenLoader:
 def _length(example: TextToTokenExample) -> int:
     """Tokens of the laid-out example: text, speech, a WORD_END per unit, and BOS, <speech>, EOS."""
     return len(example.text_ids) + len(example.ids_T) + int(example.unit_end_T.sum()) + 3
+
+
+def _checksum(utterances: Sequence[AlignedTokens]) -> int:
+    """Notices a resumed run that reads other recordings, or the same ones through another speech tokenizer."""
+    crc = 0
+    for utterance in utterances:
+        crc = zlib.crc32(np.asarray(utterance.ids_T, dtype="<i4").tobytes(), crc)
+    return crc

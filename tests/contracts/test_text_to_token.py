@@ -115,6 +115,15 @@ def test_a_request_alone_is_the_request_in_any_company(overfitted, requests, cha
     assert speaker.stats.retries > 0  # so the sameness above covers second attempts too
 
 
+def test_another_attempt_is_another_draw(overfitted, requests):
+    def rejects(max_retries: int) -> int:
+        speaker = engine(overfitted, temperature=1.3, top_p=0.95, max_retries=max_retries)
+        speaker.generate(*requests)
+        return speaker.stats.rejects.total()
+
+    assert rejects(4) < rejects(0)
+
+
 def test_different_seeds_differ(overfitted):
     spans = engine(overfitted, temperature=1.5, top_p=1.0).generate(["red dog runs here"] * 12, seeds=range(12))
     assert len({tuple(s.ids_T.tolist()) for s in spans}) > 4
@@ -166,6 +175,14 @@ def test_an_early_end_cannot_come_before_a_word():
     assert ends.unit_end_T.all()
 
 
+def test_a_slot_forgets_the_request_before():
+    """An odd cap leaves the slot in mid-word; a WORD_END would be legal there, but not at the start of an answer."""
+    one_slot = engine(biased("word_end"), temperature=0, max_retries=0, max_rows=1, cap_extra=9)
+    first, *others = one_slot.generate(["red"] * 3, [0, 1, 2])
+    assert len(first.ids_T) == 10
+    assert all(same(first, other) for other in others)
+
+
 def test_what_cannot_be_spoken_is_refused_with_its_reason(overfitted):
     speaker = engine(overfitted, max_text_tokens=6, max_retries=0)
     spans = speaker.generate(["", "  \n", "?!…", "red " * 9, "red"], seeds=range(5))
@@ -190,7 +207,7 @@ def test_text_in_another_script_is_spoken_or_refused_but_never_fails(overfitted)
 
 def test_the_loader_resumes_bit_for_bit_across_an_epoch_edge():
     data = TextToTokenDataConfig(rows=2, row_tokens=64, spans_per_utterance=2)
-    utterances = [spoken(s) for s in SENTENCES]
+    utterances = [*(spoken(s) for s in SENTENCES), spoken(SENTENCES[0] * 5)]  # the last does not fit and is counted
 
     def build():
         return data.build(utterances, TOKENIZER, CONFIG.vocab)

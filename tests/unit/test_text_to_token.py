@@ -163,6 +163,12 @@ def test_an_epoch_holds_every_utterance_whole_once_and_little_padding():
 
 def test_epochs_differ_and_seeds_differ():
     utterances = [random_utterance(i) for i in range(4)]
+    by_epoch = {0: set(), 1: set()}
+    small = loader(utterances, rows=1)
+    while (batch := small.next_batch()).meta["epoch"] < 2:
+        by_epoch[batch.meta["epoch"]] |= {tuple(ids) for ids, _ in documents(batch)}
+    assert by_epoch[0] & by_epoch[1]  # the whole utterances
+    assert by_epoch[0] - by_epoch[1]  # the spans are drawn again
     one = loader(utterances, rows=8)
     first, second = one.next_batch(), one.next_batch()
     assert not torch.equal(first.ids_BT, second.ids_BT)
@@ -197,6 +203,8 @@ def test_loader_state_of_another_corpus_is_refused():
     state = loader(utterances).state_dict()
     with pytest.raises(ValueError, match="another corpus"):
         loader(utterances[:3]).load_state_dict(state)
+    with pytest.raises(ValueError, match="another corpus"):
+        loader([*utterances[:3], random_utterance(9)]).load_state_dict(state)
 
 
 @settings(max_examples=60, deadline=None)
