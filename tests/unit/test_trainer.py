@@ -384,7 +384,7 @@ def test_next_token_sums():
     nats = {t: -float(log_p.detach()[ids[t], ids[t + 1]]) for t in range(10)}  # BOS TEXT 1 2 3 SPEECH 4 5 6 7 EOS
     text, speech = (1, 2, 3), (5, 6, 7, 8)
     assert float(weight) == 10
-    assert float(loss) == pytest.approx(sum(nats.values()), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(sum(nats.values()), rel=1e-6)
     assert float(scalars["text_loss"]) == pytest.approx(sum(nats[t] for t in text), rel=1e-6)
     assert float(scalars["speech_loss"]) == pytest.approx(sum(nats[t] for t in speech), rel=1e-6)
     rest = {k: float(v) for k, v in scalars.items() if k not in ("text_loss", "speech_loss")}
