@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 EPILOG = """\
 the seven stages, one artifact each:
@@ -36,11 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"speechquilt: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("speechquilt: stopped; the same command continues from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "Stopped":  # train.trainer.Stopped, whose import would load torch for `--help`
+            raise
+        print(f"speechquilt: {error}", file=sys.stderr)
         return 130
     return 0
 
@@ -121,7 +127,7 @@ def _train(arguments: argparse.Namespace) -> None:
     _run_with_settings(*recipes[arguments.recipe], arguments)
 
 
-def _run_with_settings(config_class: type, run: Callable, arguments: argparse.Namespace) -> None:
+def _run_with_settings(config_class: Any, run: Any, arguments: argparse.Namespace) -> None:
     import json
 
     from speechquilt import config
