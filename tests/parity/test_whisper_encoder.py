@@ -17,7 +17,7 @@ def test_equals_whisper_encoder() -> None:
             encoder_ffn_dim=64,
             max_source_positions=60,
             dropout=0.0,
-        )  # fmt: skip
+        )
     ).eval()
     for p in whisper.parameters():  # biases and norms too: nothing may stay at its neutral value
         torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(p.numel()))

@@ -1,0 +1,69 @@
+"""The tokenizer's objective: sums that add up over batches, and a model that learns through the bottleneck."""
+
+import pytest
+import torch
+
+from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.train.objectives.asr import asr_objective
+from speechquilt.types import IGNORE, AudioBatch
+
+CONFIG = {
+    "text_vocab_size": 5, "num_mels": 20, "width": 32, "num_heads": 2, "ffn_width": 64, "layers_below": 1,
+    "layers_above": 1, "decoder_layers": 1, "block_frames": 16, "codebook_size": 16, "max_text_ids": 8,
+}  # fmt: skip
+
+
+def tones(num_rows: int, seed: int) -> AudioBatch:
+    """Each id is a quarter second of its own tone; texts of 2 to 4 ids."""
+    generator = torch.Generator().manual_seed(seed)
+    length_B = torch.randint(2, 5, (num_rows,), generator=generator)
+    text_BL = torch.randint(0, 5, (num_rows, 4), generator=generator)
+    text_BL = text_BL.masked_fill(torch.arange(4) >= length_B[:, None], IGNORE)
+    time_S = torch.arange(4000) / 16000
+    wav_BLS = torch.sin(2 * torch.pi * 300 * (1 + text_BL[..., None]) * time_S) * 0.3
+    return AudioBatch(wav_BS=wav_BLS.flatten(1), num_samples_B=length_B * 4000, text_BL=text_BL)
+
+
+def part(batch: AudioBatch, rows: slice) -> AudioBatch:
+    return AudioBatch(wav_BS=batch.wav_BS[rows], num_samples_B=batch.num_samples_B[rows], text_BL=batch.text_BL[rows])
+
+
+def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
+    model = SpeechTokenizerConfig(**CONFIG).build().eval()
+    batch = tones(6, 0)
+    loss, weight, scalars = asr_objective(model, batch)
+    parts = [asr_objective(model, part(batch, rows)) for rows in (slice(0, 2), slice(2, 6))]
+    assert weight == (batch.text_BL != IGNORE).sum() == sum(p[1] for p in parts)
+    assert loss.item() == pytest.approx(sum(p[0].item() for p in parts), rel=1e-4)
+    for key in ("ctc", "attention", "commitment"):
+        assert scalars[key].item() == pytest.approx(sum(p[2][key].item() for p in parts), rel=1e-4)
+        assert scalars[key] > 0
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    model = SpeechTokenizerConfig(**CONFIG, ctc_weight=0.3, commitment_weight=4.0).build().eval()
+    loss, _, scalars = asr_objective(model, tones(3, 1))
+    expected = 0.3 * scalars["ctc"] + 0.7 * scalars["attention"] + 4 * scalars["commitment"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def error_rate(model: SpeechTokenizer, batch: AudioBatch) -> float:
+    """Share of rows that the CTC head does not read exactly from their tokens."""
+    ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)
+    with torch.no_grad():
+        states_BTD = model._upper(model.quantizer.decode(ids_BT), num_tokens_B)
+    texts = [[i for i in row if i != IGNORE] for row in batch.text_BL.tolist()]
+    return sum(a != b for a, b in zip(texts, model.ctc.greedy(states_BTD, num_tokens_B))) / len(texts)
+
+
+def test_tokens_learn_to_carry_the_text() -> None:
+    model = SpeechTokenizerConfig(**CONFIG, vq_warmup_updates=60, vq_decay=0.95, commitment_weight=0.2).build().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(120):
+        loss, weight, scalars = asr_objective(model, tones(12, step))
+        assert (scalars["codes"] > 0) == (step >= 60)
+        (loss / weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert error_rate(model.eval(), tones(40, 1000)) < 0.5  # equal neighbours stay hard; untrained: 1.0
