@@ -1,0 +1,134 @@
+"""Every command of README.md runs as it is written, on a small folder of one's own, sizes made tiny.
+
+The folder holds what folders hold: broken audio, a missing transcript, stereo at 8 kHz, an empty text.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechquilt import audio, cli
+from speechquilt.data.shards import ShardFolder
+from speechquilt.tts import EspeakTTSConfig
+
+README = Path(__file__).parents[2] / "README.md"
+TINY_TOKENIZER = "model.width=32 model.ffn_width=64 model.codebook_size=16 model.vq_warmup_updates=2 train.steps=4"
+TINY_LLAMA = "llama.width=32 llama.num_layers=1 llama.ffn_width=64 data.rows=2 train.steps=3"
+SETTINGS = {
+    "train tokenizer": " ".join(f"recipe.{s}" for s in f"{TINY_TOKENIZER} train.warmup_steps=1".split()),
+    "train text_to_token": " ".join(f"recipe.{s}" for s in f"{TINY_LLAMA} train.warmup_steps=1".split()),
+    "train lm": "train.steps=2 train.warmup_steps=1 pack.rows=2",
+    "story own": " ".join(
+        [f"tokenizer.{s}" for s in f"{TINY_TOKENIZER} train.warmup_steps=1".split()]
+        + [f"text_to_token.{s}" for s in f"{TINY_LLAMA} train.warmup_steps=1".split()]
+        + ["pretrain.steps=2", "pretrain.warmup_steps=1", "pack.rows=2"]
+    ),
+}
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", README.read_text(), flags=re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("speechquilt ")]
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("own")
+    speech, text = root / "my" / "speech", root / "my" / "text"
+    speech.mkdir(parents=True)
+    text.mkdir()
+    speaker = EspeakTTSConfig(voices=("en-us", "en+f4")).build()
+    rows = []
+    for i in range(12):
+        spoken = speaker.speak(f"the red fox number {i} sees a small house today.", speaker.voices[i % 2])
+        audio.save(speech / f"{i}.wav", spoken.audio)
+        words = [[w.text, w.start_s, w.end_s] for w in spoken.alignment]
+        rows.append({"file_name": f"{i}.wav", "text": spoken.text, "words": words})
+    import soundfile
+
+    stereo = np.stack([audio.resample(spoken.audio, 8000).samples_S] * 2, axis=1)
+    soundfile.write(speech / "stereo.wav", stereo, 8000)
+    (speech / "broken.wav").write_bytes(b"this is no audio")
+    rows += [{"file_name": "stereo.wav", "text": "the same again"}, {"file_name": "broken.wav", "text": "nothing"}]
+    (speech / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (text / "a.txt").write_text("The red fox sees a house. " * 12)
+    (text / "b.md").write_text("東京 is far from here, but the fox walks on and on until it sees the small house. " * 3)
+    item = {"prompt": {"text": "the red fox"}, "endings": [{"text": "sees"}, {"audio": "speech/0.wav"}], "answer": 0}
+    (root / "my" / "items.jsonl").write_text(json.dumps(item) + "\n")
+    return root
+
+
+def test_readme_names_every_stage():
+    text = " ".join(readme_commands())
+    for command in ("story", "train tokenizer", "tokenize", "train text_to_token", "interleave", "inspect", "eval"):
+        assert command in text
+
+
+def test_readme_commands_run(own_folder, monkeypatch, capsys):
+    monkeypatch.chdir(own_folder)
+    for command in readme_commands():
+        arguments = shlex.split(command)[1:]
+        if arguments[:2] == ["story", "toy"]:  # .ci/run runs it whole
+            continue
+        arguments += SETTINGS.get(" ".join(arguments[:2]), "").split()
+        assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
+    speech = ShardFolder(Path("shards/speech"))
+    assert len(speech) == 13  # broken.wav was counted, not lost
+    assert sum(speech.manifest["rejects"].values()) == 1
+    interleaved = ShardFolder(Path("shards/interleaved"))
+    assert {s.modality for s in interleaved[0].segments} <= {"text", "speech"}
+    found = json.loads(Path("runs/own/results.json").read_text())
+    assert found["lm.lm.speech_loss"] > 0
+    assert "accuracy" in json.loads(Path("runs/lm/items.json").read_text())
+
+
+def test_a_second_run_skips_what_is_complete(own_folder, monkeypatch, capsys):
+    monkeypatch.chdir(own_folder)
+    command = next(c for c in readme_commands() if "story own" in c)
+    arguments = shlex.split(command)[1:] + SETTINGS["story own"].split()
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.count("complete, skipped") == 5
+    assert cli.main([*arguments, "pretrain.lr=0.1"]) == 2
+    assert "made with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "tokenizer"], "speech is not set"),
+        (["train", "tokenizer", "speech=nowhere"], "nowhere is not a folder"),
+        (["train", "tokenizer", "spech=x"], "did you mean speech"),
+        (["train", "lm", "train.steps=ten"], "int is expected"),
+        (["tokenize", "nowhere", "out", "--tokenizer", "nowhere"], "nowhere is not a folder"),
+        (["inspect", "nowhere"], "nowhere is missing"),
+        (["eval", "nowhere", "items.jsonl"], "nowhere"),
+        (["interleave", "nowhere", "out", "--text-to-token", "x"], "nowhere does not exist"),
+        (["story", "toy", "scale=0"], "scale=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unwritable_run_folder_is_named(tmp_path, monkeypatch, capsys, own_folder):
+    monkeypatch.chdir(own_folder)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["train", "tokenizer", "speech=my/speech", f"run_dir={tmp_path}/file/run"]) == 2
+    assert "choose a writable folder" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "the seven stages" in text
+    assert "speechquilt story toy" in text
