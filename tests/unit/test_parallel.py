@@ -186,11 +186,18 @@ def test_a_document_whose_words_have_no_tokens_is_text():
 
 
 def test_words_without_tokens_break_nothing():
-    word_T = [-1, 0, 0, 2, 2, -1, -1, 5, 5, 6, -1, 9, 9, -1]
-    for seed in range(50):
-        document = interleave_parallel(spoken_text(word_T), np.random.default_rng(seed), encode)
-        speech = np.concatenate([s.ids_T for s in document.segments if s.modality == "speech"] or [np.zeros(0)])
-        assert len(set(speech.tolist())) == len(speech)
+    word_T = np.array([-1, 0, 0, 2, 2, -1, -1, 5, 5, 6, -1, 9, 9, -1])
+    for seed in range(100):
+        document = interleave_parallel(spoken_text(word_T.tolist()), np.random.default_rng(seed), encode)
+        assert all(x.modality != y.modality for x, y in pairwise(document.segments))
+        written = [i for s in document.segments if s.modality == "text" for i in s.ids_T.tolist()]
+        tokens = [i for s in document.segments if s.modality == "speech" for i in s.ids_T.tolist()]
+        assert tokens == sorted(set(tokens))
+        heard = sorted(set(word_T[tokens].tolist()) - {-1}) if tokens else []
+        assert sorted({*written, *heard} & {0, 2, 5, 6, 9}) == [0, 2, 5, 6, 9]
+        assert not set(written) & set(heard)
+        for word in heard:  # whole words
+            assert set(np.flatnonzero(word_T == word).tolist()) <= set(tokens)
 
 
 def test_source_draws_anew_in_every_epoch():

@@ -161,6 +161,17 @@ def test_a_shard_from_another_folder_is_refused(tmp_path):
         ShardFolder(tmp_path / "s")[0]
 
 
+def test_a_shard_with_other_rows_is_refused(tmp_path):
+    for name, count in (("s", 2), ("t", 3)):
+        write(tmp_path / name, [plain(i) for i in range(count)])
+    manifest = json.loads((tmp_path / "s" / MANIFEST).read_text())
+    manifest["shards"][0]["bytes"] = (tmp_path / "t" / "shard-00000.parquet").stat().st_size
+    (tmp_path / "s" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "t" / "shard-00000.parquet").rename(tmp_path / "s" / "shard-00000.parquet")
+    with pytest.raises(ValueError, match="its rows"):
+        ShardFolder(tmp_path / "s")[0]
+
+
 def test_damaged_or_newer_manifest(tmp_path):
     write(tmp_path / "s", [plain(1)])
     path = tmp_path / "s" / MANIFEST
