@@ -5,7 +5,7 @@ Trap: weights are shares of *tokens* (markers, BOS and EOS included), not of doc
 are longer than text documents and units are fewer than tokens, so the three differ a lot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,6 +89,7 @@ class Mixture:
             if len(sources[name]) == 0:
                 raise ValueError(f"source {name!r} has no documents; make its shards again or give it weight 0")
         self.sources = {name: sources[name] for name in sorted(self.weights)}
+        self._by_epoch = {name: _by_epoch(source) for name, source in self.sources.items()}
         self.seed = seed
         self.number = 0
         self._progress = {name: _Progress() for name in self.sources}
@@ -112,10 +113,7 @@ class Mixture:
 
     def document(self, sample: Sample) -> Document:
         """The document of a sample drawn before."""
-        source = self.sources[sample.source]
-        if isinstance(source, RedrawnSource):
-            return source.in_epoch(sample.index, sample.epoch)
-        return source[sample.index]
+        return self._by_epoch[sample.source](sample.index, sample.epoch)
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -158,6 +156,12 @@ class Mixture:
     def _permutation(self, name: str, epoch: int) -> np.ndarray:
         seed = int(fingerprint([self.seed, name, epoch]), 16)
         return np.random.default_rng(seed).permutation(len(self.sources[name]))
+
+
+def _by_epoch(source: Source | RedrawnSource) -> Callable[[int, int], Document]:
+    if isinstance(source, RedrawnSource):
+        return source.in_epoch
+    return lambda index, epoch: source[index]
 
 
 def num_laid_out(document: Document) -> int:
