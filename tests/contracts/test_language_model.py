@@ -118,6 +118,23 @@ class TestLanguageModelContract:
         generator = torch.Generator().manual_seed(0)
         check_stepping(model, patcher or NoPatcher(), rows, expected, generator)
 
+    @every_causal
+    def test_a_row_reset_inside_a_patch_forgets_it(self, name: str) -> None:
+        """What an interrupted answer needs: no token of the broken off patch reaches the next document."""
+        config, patcher = CASES[name]
+        model = config.build(seed=1)
+        speech = VOCAB.lay_out(Document(id="a", segments=(segment("speech", np.arange(6)),), source="test"))
+        batch = make_batch([[speech]], patcher or NoPatcher())
+        expected = model.forward(make_batch([[speech]], patcher))[0]
+        assert batch.opens_BT is not None
+        assert batch.closes_BT is not None
+        state = model.init_state(1, batch.ids_BT.shape[1])
+        for t in [*range(3), *range(batch.ids_BT.shape[1])]:  # BOS <s> s0, then all over
+            if t == 0:
+                state = state.reset(torch.tensor([True]))
+            logits_BV, state = model.step(batch.ids_BT[:, t], batch.opens_BT[:, t], batch.closes_BT[:, t], state)
+            close(logits_BV[0], expected[t])
+
     @every
     def test_packed_equals_separate_and_alone_equals_in_a_batch(self, name: str) -> None:
         config, patcher = CASES[name]
