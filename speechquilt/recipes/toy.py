@@ -9,6 +9,7 @@ Trap: nothing here may be tuned on the test items. Settings were chosen on train
 
 import dataclasses
 import os
+from collections import ChainMap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from speechquilt.evals import results
 from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.recipes import defaults
+from speechquilt.recipes import defaults, workers
 from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
@@ -143,24 +144,23 @@ def story(config: ToyConfig) -> Path:
         what="Parquet shards: text, speech, ASR and TTS pairs, synthetic and parallel interleaved",
     )
     shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
-    shared = stages.fingerprint  # the runs are siblings: none depends on another
-    for name, run in full.runs.items():
-        stages.fingerprint = shared
-        train_and_evaluate(full, name, run, stages, shards, world, speaker, tokenizer)
+    jobs = [(full, name, stages.fingerprint, tokenizer_dir, shards) for name in full.runs]
+    stages.stage(
+        "lm",
+        [lm_recipe(full, run) for run in full.runs.values()],
+        lambda folder: dict(ChainMap(*workers.run_all(train_and_evaluate, jobs))),
+        what=f"{len(jobs)} speech-text language models, {workers.num_workers(len(jobs))} at a time, each trained and asked",
+    )
     return finish(config, stages, world, speaker, tokenizer, shards)
 
 
 def train_and_evaluate(
-    config: ToyConfig,
-    name: str,
-    run: RunConfig,
-    stages: Story,
-    shards: dict[str, Path],
-    world: MicroWorld,
-    speaker: EspeakTTS,
-    tokenizer: SpeechTokenizer,
-) -> None:
-    """Two stages per language model."""
+    config: ToyConfig, name: str, fingerprint: str, tokenizer_dir: Path, shards: dict[str, Path]
+) -> dict[str, Any]:
+    """Two stages per language model; the runs are siblings after the shards (`fingerprint`), none depends on another."""
+    stages = Story(Path(config.run_dir), fingerprint)
+    tokenizer = SpeechTokenizer.load(tokenizer_dir)
+    run = config.runs[name]
     recipe = lm_recipe(config, run)
     lm_dir = stages.stage(
         f"lm/{name}",
@@ -171,9 +171,12 @@ def train_and_evaluate(
     stages.stage(
         f"evals/{name}",
         config.num_stories,
-        lambda folder: evaluate(lm_dir, world, speaker, tokenizer, config.num_stories, folder, name),
+        lambda folder: evaluate(
+            lm_dir, config.world.build(), config.voices.build(), tokenizer, config.num_stories, folder, name
+        ),
         what=f"story endings, facts and free answers of {name}",
     )
+    return stages.results
 
 
 def lm_recipe(config: ToyConfig, run: RunConfig) -> LMRecipe:

@@ -276,15 +276,13 @@ def _tables(flat: Mapping[str, Any]) -> list[tuple[str, list[Table]]]:
 
 def _stages(story: Story, flat: Mapping[str, Any]) -> list[Stage]:
     s = story.seconds
-    total = {kind: sum(v for k, v in s.items() if k.startswith(kind)) for kind in ("lm/", "evals/")}
     documents = sum(v for k, v in flat.items() if k.startswith("shards.") and k.endswith(".documents"))
     return [
         Stage(icon="world", name="Micro-world", made="stories, facts, speech", seconds=s["world"]),
         Stage(icon="tokenizer", name="Speech tokenizer", made=f"WER {100 * flat['tokenizer.wer']:.1f} % at 12.5 Hz", seconds=s["tokenizer"]),
         Stage(icon="text_to_token", name="Text-to-token", made=f"WER {100 * flat['text_to_token.wer']:.1f} %", seconds=s["text_to_token"]),
         Stage(icon="shards", name="Shards", made=f"{documents:,} documents", seconds=s["shards"]),
-        Stage(icon="pretrain", name="Pre-training", made=f"{len(COMPARED) + 1} models", seconds=total["lm/"]),
-        Stage(icon="evals", name="Evals", made="stories, facts, answers", seconds=total["evals/"]),
+        Stage(icon="pretrain", name="Pre-training, evals", made=f"{len(COMPARED) + 1} models", seconds=s["lm"]),
         Stage(icon="report", name="Report", made="this page"),
     ]  # fmt: skip
 

@@ -81,8 +81,11 @@ class Stopped(Exception):
     """SIGTERM or SIGINT arrived; the step was finished and a checkpoint written. The same command goes on from it."""
 
     def __init__(self, step: int, run_dir: Path) -> None:
-        super().__init__(f"stopped after step {step}; {run_dir} holds it, run the same command again to go on")
-        self.step = step
+        super().__init__(step, run_dir)  # the arguments themselves, so that it can come back from a worker process
+        self.step, self.run_dir = step, run_dir
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step}; {self.run_dir} holds it, run the same command again to go on"
 
 
 class Trainer:
