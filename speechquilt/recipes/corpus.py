@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
@@ -36,12 +37,16 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroCorpusConfig:
-    """How much of the micro-world is written and spoken. Numbers are per group: "story", and each group of facts."""
+    """How much of the micro-world is written and spoken. `sentences` are spoken 1 to `max_joined` at a time, since documents
+    are longer than a sentence; `held_out` ones singly. Documents are per group: "story", and each group of facts.
+    """
 
-    sentences: int = 1600
-    held_out: int = 160
+    sentences: int = 4800
+    max_joined: int = 5
+    held_out: int = 200
     story_documents: int = 500
     fact_documents: int = 250
+    seed: int = 0
 
 
 def micro_world_corpus(world: MicroWorld, speaker: EspeakTTS, config: MicroCorpusConfig) -> Corpus:
@@ -56,12 +61,26 @@ def micro_world_corpus(world: MicroWorld, speaker: EspeakTTS, config: MicroCorpu
     groups = ("story", "text", "both", "interleaved")
     texts = {group: written(group, seed=0) for group in groups}
     return Corpus(
-        sentences=speak(speaker, world.sentences(config.sentences), "speak sentences"),
+        sentences=speak(
+            speaker, join(world.sentences(config.sentences), config.max_joined, config.seed), "speak sentences"
+        ),
         held_out=speak(speaker, world.held_out_sentences(config.held_out), "speak held-out"),
         spoken=speak(speaker, spoken, "speak documents"),
         texts=[document for group in groups for document in texts[group]],
         to_interleave=[document for group in groups if group != "text" for document in texts[group]],
     )
+
+
+def join(sentences: Sequence[str], most: int, seed: int) -> list[str]:
+    """Consecutive sentences in runs of 1 to `most`, uniformly at random; every sentence once, in order."""
+    rng = np.random.default_rng(seed)
+    runs: list[str] = []
+    first = 0
+    while first < len(sentences):
+        length = int(rng.integers(1, most + 1))
+        runs.append(" ".join(sentences[first : first + length]))
+        first += length
+    return runs
 
 
 def speak(speaker: EspeakTTS, texts: Sequence[str], what: str = "speak") -> list[Utterance]:

@@ -91,12 +91,13 @@ def scaled(config: ToyConfig) -> ToyConfig:
     def longer(train: TrainConfig) -> TrainConfig:
         return dataclasses.replace(train, steps=n * train.steps, warmup_steps=n * train.warmup_steps)
 
-    corpus = {f.name: n * getattr(config.corpus, f.name) for f in dataclasses.fields(config.corpus)}
+    sizes = ("sentences", "held_out", "story_documents", "fact_documents")
+    corpus = {name: n * getattr(config.corpus, name) for name in sizes}
     return dataclasses.replace(
         config,
         scale=1,
         world=dataclasses.replace(config.world, size=n * config.world.size),
-        corpus=MicroCorpusConfig(**corpus),
+        corpus=dataclasses.replace(config.corpus, **corpus),
         tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
         text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
         pretrain=longer(config.pretrain),
