@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+STEM_GAIN = 3.0  # per convolution, on top of He's: makes the stem about five times as loud as the positions
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # keys and values of the frames so far, each [B, H, F, K]
 
 
@@ -110,6 +111,21 @@ class AudioEncoder(nn.Module):
         max_tokens = config.max_frames // config.pooling
         self.embed_positions2 = nn.Embedding.from_pretrained(table_FD[:max_tokens].clone(), freeze=False)
         self.layer_norm = nn.LayerNorm(width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """For training from scratch; PyTorch's own start takes about three times as many steps.
+
+        Its convolutions whisper: 0.04 under position sines of 0.7, so the first layers hear positions, not sound. Here
+        the stem speaks up, and equal query and key maps make attention begin with what is like itself: the neighbours.
+        """
+        for conv in (self.conv1, self.conv2):
+            nn.init.normal_(conv.weight, std=STEM_GAIN * (2 / conv.weight[0].numel()) ** 0.5)
+            nn.init.zeros_(conv.bias)
+        initialise_blocks(self.layers)
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
     def stem(self, mel_BMF: torch.Tensor) -> torch.Tensor:
         """Log-mel, 100 frames/s -> `[B, ceil(F / 2), D]`, 50 frames/s, before positions."""
@@ -162,6 +178,17 @@ class AudioEncoder(nn.Module):
             allowed_BQF = allowed_BQF & seen_QF
         # Padding looks at itself: its states are never used, but no softmax may be empty.
         return (allowed_BQF | (key_F == query_Q[:, None]))[:, None]
+
+
+def initialise_blocks(layers: nn.ModuleList) -> None:
+    """Unit gain in every projection; what is added to the residual stream shrinks with the number of additions."""
+    for layer in layers:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear):
+                gain = (2 * len(layers)) ** -0.5 if name.endswith(("out_proj", "fc2")) else 1.0
+                nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:

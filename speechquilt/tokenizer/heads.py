@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt.tokenizer.encoder import Attention
+from speechquilt.tokenizer.encoder import Attention, initialise_blocks
 from speechquilt.types import IGNORE
 
 
@@ -76,6 +76,7 @@ class TextDecoder(nn.Module):
         nn.init.normal_(self.embed_positions.weight, std=0.01)
         self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
+        initialise_blocks(self.layers)
 
     def forward(self, ids_BL: torch.Tensor, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
         """`ids_BL` begin with `end` -> logits of the next id `[B, L, V + 1]`."""
