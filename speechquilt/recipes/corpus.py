@@ -23,13 +23,15 @@ HELD_OUT_EVERY = 20  # one in so many of a user's recordings is kept for measuri
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """`sentences`: short, transcribed, for the tokenizer, the text-to-token model and ASR / TTS pairs; `held_out`: the
-    same kind, never trained on; `spoken`: recordings for speech-only and parallel documents; `texts`: plain text;
-    `to_interleave`: the texts handed to synthetic interleaving; `rejects`: what could not be read, and why.
+    same kind, never trained on; `spoken`: recordings for speech-only documents, the first `num_parallel` of which also become
+    parallel interleaved documents; `texts`: plain text; `to_interleave`: the texts handed to synthetic interleaving;
+    `rejects`: what could not be read, and why.
     """
 
     sentences: Sequence[Utterance]
     held_out: Sequence[Utterance]
     spoken: Sequence[Utterance]
+    num_parallel: int
     texts: Sequence[TextDocument]
     to_interleave: Sequence[TextDocument]
     rejects: Sequence[Reject] = field(default=())
@@ -44,20 +46,23 @@ class MicroCorpusConfig:
     sentences: int = 4800
     max_joined: int = 5
     held_out: int = 200
-    story_documents: int = 500
-    fact_documents: int = 250
+    story_documents: int = 300
+    fact_documents: int = 300
     seed: int = 0
 
 
 def micro_world_corpus(world: MicroWorld, speaker: EspeakTTS, config: MicroCorpusConfig) -> Corpus:
-    """Facts by group: "text" in texts; "interleaved" in texts and to_interleave; "speech" spoken; "both" everywhere."""
+    """Facts by group: "text" in texts; "interleaved" in texts and to_interleave; "speech" in spoken; "both" in all of them
+    and in parallel documents. Parallel interleaving shows the words of a recording as text, so "speech" recordings stay out of it.
+    """
 
     def written(group: str, seed: int) -> list[TextDocument]:
         n = config.story_documents if group == "story" else config.fact_documents
         texts = world.documents(group, n, seed)  # type: ignore[arg-type]
         return [TextDocument(id=f"{group}-{seed}-{i}", text=text) for i, text in enumerate(texts)]
 
-    spoken = [document.text for group in ("story", "speech", "both") for document in written(group, seed=1)]
+    spoken = {group: written(group, seed=1) for group in ("story", "both", "speech")}
+    recordings = speak(speaker, [document.text for group in spoken for document in spoken[group]], "speak documents")
     groups = ("story", "text", "both", "interleaved")
     texts = {group: written(group, seed=0) for group in groups}
     return Corpus(
@@ -65,7 +70,8 @@ def micro_world_corpus(world: MicroWorld, speaker: EspeakTTS, config: MicroCorpu
             speaker, join(world.sentences(config.sentences), config.max_joined, config.seed), "speak sentences"
         ),
         held_out=speak(speaker, world.held_out_sentences(config.held_out), "speak held-out"),
-        spoken=speak(speaker, spoken, "speak documents"),
+        spoken=recordings,
+        num_parallel=len(spoken["story"]) + len(spoken["both"]),
         texts=[document for group in groups for document in texts[group]],
         to_interleave=[document for group in groups if group != "text" for document in texts[group]],
     )
@@ -119,4 +125,12 @@ def folder_corpus(speech: Path, text: Path | None, *, max_reject_ratio: float = 
         raise ValueError(
             f"{speech} has {len(utterances)} usable recordings; at least 3 are needed to train and measure"
         )
-    return Corpus(sentences=train, held_out=held_out, spoken=train, texts=texts, to_interleave=texts, rejects=rejects)
+    return Corpus(
+        sentences=train,
+        held_out=held_out,
+        spoken=train,
+        num_parallel=0,
+        texts=texts,
+        to_interleave=texts,
+        rejects=rejects,
+    )

@@ -16,16 +16,45 @@ from speechquilt.tokenizer.model import SpeechTokenizerConfig
 from speechquilt.train.trainer import TrainConfig
 
 TOKENIZER = TokenizerRecipe(
-    model=SpeechTokenizerConfig(text_vocab_size=1024, block_frames=40, vq_warmup_updates=250),
-    train=TrainConfig(steps=600, lr=1.5e-3, warmup_steps=60, beta2=0.98, weight_decay=0.01, checkpoint_every=200),
+    model=SpeechTokenizerConfig(
+        text_vocab_size=1024,
+        width=160,
+        ffn_width=640,
+        layers_below=3,
+        layers_above=2,
+        decoder_layers=1,
+        block_frames=40,
+        max_frames=320,
+        codebook_size=256,
+        vq_decay=0.97,
+        vq_warmup_updates=500,
+        vq_restart_interval=25,
+        vq_restart_threshold=0.1,
+        commitment_weight=1.0,
+        ctc_weight=0.7,
+        max_text_ids=256,
+    ),
+    train=TrainConfig(
+        steps=2600,
+        lr=2e-3,
+        warmup_steps=100,
+        min_lr_ratio=0.05,
+        beta2=0.98,
+        weight_decay=0.01,
+        log_every=20,
+        checkpoint_every=200,
+        num_threads=2,
+    ),
+    batch_seconds=24.0,
 )
 TEXT_TO_TOKEN = TextToTokenRecipe(
     llama=LlamaConfig(width=160, num_layers=4, num_heads=4, num_kv_heads=4, ffn_width=448),
-    data=TextToTokenDataConfig(),
-    train=TrainConfig(steps=600, lr=2e-3, warmup_steps=60, checkpoint_every=200),
+    data=TextToTokenDataConfig(rows=8, row_tokens=256),
+    train=TrainConfig(steps=900, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
     engine=EngineConfig(temperature=0.7),
 )
 PLAIN, LATENT = toy_plain(0), toy_latent(0)  # the vocabulary's size comes with the shards
-WEIGHTS = {"text": 0.25, "interleaved": 0.35, "parallel": 0.15, "speech": 0.15, "asr": 0.05, "tts": 0.05}
-PACK = PackConfig(rows=8, units_per_row=256, tokens_per_row=768)
-PRETRAIN = TrainConfig(steps=500, lr=2e-3, warmup_steps=50, checkpoint_every=200)
+WEIGHTS = {"text": 0.12, "interleaved": 0.35, "parallel": 0.18, "speech": 0.2, "asr": 0.075, "tts": 0.075}
+PACK = PackConfig(rows=4, units_per_row=256, tokens_per_row=768)
+PATCH_SIZE = 2  # 160 ms at 12.5 Hz, as long as the paper's patches of 4 at 25 Hz
+PRETRAIN = TrainConfig(steps=550, lr=2e-3, warmup_steps=50, checkpoint_every=200, num_threads=1)

@@ -65,7 +65,7 @@ class LMTraining:
     tokenizer: str = "runs/tokenizer"
     run_dir: str = "runs/lm"
     kind: Literal["plain", "latent"] = "latent"
-    patcher: PatcherConfig = PatcherConfig(kind="static")
+    patcher: PatcherConfig = PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
     pack: PackConfig = defaults.PACK
     train: TrainConfig = defaults.PRETRAIN
@@ -83,7 +83,7 @@ class OwnConfig:
     interleave: InterleaveConfig = InterleaveConfig()
     passes: int = 1
     kind: Literal["plain", "latent"] = "latent"
-    patcher: PatcherConfig = PatcherConfig(kind="static")
+    patcher: PatcherConfig = PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
     pack: PackConfig = defaults.PACK
     pretrain: TrainConfig = defaults.PRETRAIN

@@ -74,12 +74,18 @@ class ToyConfig:
     runs: dict[str, RunConfig] = field(
         default_factory=lambda: {
             "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
-            "static": RunConfig(kind="latent", patcher=PatcherConfig(kind="static")),
-            "curriculum": RunConfig(kind="latent", patcher=PatcherConfig(kind="curriculum")),
-            "no_interleaving": RunConfig(kind="latent", patcher=PatcherConfig(kind="curriculum"), interleaved=False),
+            "static": RunConfig(kind="latent", patcher=PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)),
+            "curriculum": RunConfig(
+                kind="latent", patcher=PatcherConfig(kind="curriculum", patch_size=defaults.PATCH_SIZE)
+            ),
+            "no_interleaving": RunConfig(
+                kind="latent",
+                patcher=PatcherConfig(kind="curriculum", patch_size=defaults.PATCH_SIZE),
+                interleaved=False,
+            ),
         }
     )
-    num_stories: int = 150
+    num_stories: int = 100
 
 
 def scaled(config: ToyConfig) -> ToyConfig:
@@ -228,7 +234,9 @@ def make_shards(
         "speech": shard_recipes.speech_documents(spoken_ids, spoken),
         "asr": shard_recipes.pair_documents("asr", sentence_ids, sentences, text_tokenizer),
         "tts": shard_recipes.pair_documents("tts", sentence_ids, sentences, text_tokenizer),
-        "parallel": shard_recipes.parallel_documents(spoken_ids, spoken, text_tokenizer, config.parallel_passes),
+        "parallel": shard_recipes.parallel_documents(
+            spoken_ids[: corpus.num_parallel], spoken[: corpus.num_parallel], text_tokenizer, config.parallel_passes
+        ),
         "interleaved": shard_recipes.interleaved_documents(
             corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
         ),

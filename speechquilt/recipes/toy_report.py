@@ -24,6 +24,7 @@ from speechquilt.evals.figures import Curve, Score, UtteranceView
 from speechquilt.evals.intervals import paired_difference
 from speechquilt.evals.report import Audio, ReportData, Sample, SampleRun, Stage, Table, Verdict, write_report
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.recipes import defaults
 from speechquilt.recipes.speech import tokenize
 from speechquilt.recipes.stage import Story
 from speechquilt.recipes.world_tasks import OPTIONS, PAIRS
@@ -304,7 +305,7 @@ def _curve(folder: Path, name: str) -> Curve:
 
 
 def _patchers() -> dict[str, Any]:
-    return {kind: PatcherConfig(kind=kind).build() for kind in ("static", "aligned")}
+    return {kind: PatcherConfig(kind=kind, patch_size=defaults.PATCH_SIZE).build() for kind in ("static", "aligned")}
 
 
 def _opens(vocab: Vocab, segment: Segment, patcher: Any) -> list[bool]:
