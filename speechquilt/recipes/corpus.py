@@ -46,7 +46,7 @@ class MicroCorpusConfig:
     sentences: int = 4800
     max_joined: int = 5
     held_out: int = 200
-    story_documents: int = 300
+    story_documents: int = 600
     fact_documents: int = 300
     seed: int = 0
 
