@@ -50,14 +50,19 @@ class LlamaConfig:
 
 
 def init_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Truncated normal at 3 sigma, std = (input width)^-0.5, for FFN outputs too; norms are 1 (spec 2, 6.2).
+    """Truncated normal at 3 sigma: linear maps with std (input width)^-0.5 (spec 2, 6.2), embeddings with std 1.
 
-    An embedding counts its own width as input width.
+    The maps that write into the residual stream (`o_proj`, `down_proj`) are scaled by (2 x blocks of `module`)^-0.5. With
+    smaller embeddings and unscaled writes a token's identity drowns under the first block's output, and a latent model
+    needs almost twice the steps to the same loss (docs/decisions/0007-initialisation.md).
     """
-    for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Embedding):
-            std = child.weight.shape[1] ** -0.5
+    writes = (2 * sum(isinstance(child, LlamaBlock) for child in module.modules())) ** -0.5
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear):
+            std = child.weight.shape[1] ** -0.5 * (writes if name.endswith(("o_proj", "down_proj")) else 1.0)
             nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std, generator=generator)
+        elif isinstance(child, nn.Embedding):
+            nn.init.trunc_normal_(child.weight, a=-3.0, b=3.0, generator=generator)
         elif isinstance(child, nn.RMSNorm):
             nn.init.ones_(child.weight)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.nn.attention import attend, causal_mask
-from speechquilt.nn.llama import LlamaConfig, LlamaStack
+from speechquilt.nn.llama import LlamaConfig, init_weights, LlamaStack
 
 
 def stack(window: int | None = None, kv_heads: int = 2) -> LlamaStack:
@@ -106,9 +106,12 @@ def test_attend_is_softmax_attention_and_zero_where_nothing_is_seen(kv_heads: in
 def test_init_is_seeded_truncated_and_scaled() -> None:
     a, b = stack().state_dict(), stack().state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
+    num_blocks = stack().config.num_layers
     for name, weight in a.items():
         if weight.ndim == 2:
             std = weight.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std *= (2 * num_blocks) ** -0.5
             assert weight.abs().max() <= 3 * std, name
             assert 0.9 * std < weight.std() < 1.05 * std, name
 
@@ -118,3 +121,9 @@ def test_config_says_what_does_not_fit() -> None:
         LlamaConfig(width=32, num_layers=1, num_heads=5, num_kv_heads=5, ffn_width=8)
     with pytest.raises(ValueError, match="num_kv_heads=3"):
         LlamaConfig(width=32, num_layers=1, num_heads=4, num_kv_heads=3, ffn_width=8)
+
+
+def test_embeddings_start_as_large_as_what_the_first_block_writes() -> None:
+    embedding = torch.nn.Embedding(200, 64)
+    init_weights(torch.nn.ModuleList([stack(), embedding]), torch.Generator().manual_seed(0))
+    assert 0.95 < embedding.weight.std() < 1.05
