@@ -27,7 +27,8 @@ class UtteranceLoader:
     """Length-bucketed batches of at most `batch_seconds` of audio, padding included, for ever.
 
     Audio is resampled to 16 kHz and kept as int16. Targets are the ids of `spoken_form(text)`. `gain_db`: each clip of a
-    batch is made louder or softer by up to this much, drawn from (seed, batch number). `rejects` lists what cannot be
+    batch is made louder or softer by up to this much, drawn from (seed, batch number). The first `sorted_epochs` go
+    from short to long clips: CTC finds its alignments sooner on short ones. `rejects` lists what cannot be
     trained on, with the reason. Raises ValueError when nothing is left.
     """
 
@@ -41,9 +42,11 @@ class UtteranceLoader:
         rank: int = 0,
         world_size: int = 1,
         gain_db: float = 0.0,
+        sorted_epochs: int = 0,
         token_samples: int = audio.TOKEN_SAMPLES,
     ) -> None:
         self.batch_seconds, self.seed, self.gain_db = batch_seconds, seed, gain_db
+        self.sorted_epochs = sorted_epochs
         self.rank, self.world_size = rank, world_size
         self.rejects: list[Reject] = []
         self._audio: list[np.ndarray] = []
@@ -136,7 +139,8 @@ class UtteranceLoader:
                 plan.append([])
                 longest = int(self._length_N[i])
             plan[-1].append(i)
-        return [np.array(plan[i]) for i in draw.permutation(len(plan))]
+        order = range(len(plan)) if epoch < self.sorted_epochs else draw.permutation(len(plan))
+        return [np.array(plan[i]) for i in order]
 
     def _batch(self, rows_B: np.ndarray, number: int) -> AudioBatch:
         draw = np.random.default_rng([self.seed, number, 1])
@@ -154,6 +158,8 @@ class UtteranceLoader:
         )
 
     def _data_fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.batch_seconds, self.seed, self.gain_db, self._text)).encode())
+        digest = hashlib.sha256(
+            repr((self.batch_seconds, self.seed, self.gain_db, self.sorted_epochs, self._text)).encode()
+        )
         digest.update(self._length_N.tobytes())
         return digest.hexdigest()[:12]

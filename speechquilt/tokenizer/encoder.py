@@ -106,25 +106,27 @@ class AudioEncoder(nn.Module):
         table_FD = sinusoids(config.max_frames, width)
         self.embed_positions = nn.Embedding.from_pretrained(table_FD, freeze=True)
         num_layers = config.layers_below + config.layers_above
-        self.layers = nn.ModuleList(EncoderLayer(width, config.num_heads, config.ffn_width) for _ in range(num_layers))
+        layers = [EncoderLayer(width, config.num_heads, config.ffn_width) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
         # Trainable, and added after quantisation: the quantiser never sees it.
         max_tokens = config.max_frames // config.pooling
         self.embed_positions2 = nn.Embedding.from_pretrained(table_FD[:max_tokens].clone(), freeze=False)
         self.layer_norm = nn.LayerNorm(width)
-        self._initialise()
+        self._initialise(layers)
 
-    def _initialise(self) -> None:
-        """For training from scratch; PyTorch's own start takes about three times as many steps.
+    def _initialise(self, layers: list[EncoderLayer]) -> None:
+        """For training from scratch; PyTorch's own start takes twice the steps to the same CTC loss.
 
         Its convolutions whisper: 0.04 under position sines of 0.7, so the first layers hear positions, not sound. Here
         the stem speaks up, and equal query and key maps make attention begin with what is like itself: the neighbours.
         """
-        for conv in (self.conv1, self.conv2):
-            nn.init.normal_(conv.weight, std=STEM_GAIN * (2 / conv.weight[0].numel()) ** 0.5)
-            nn.init.zeros_(conv.bias)
         initialise_blocks(self.layers)
         with torch.no_grad():
-            for layer in self.layers:
+            for conv in (self.conv1, self.conv2):
+                conv.weight.normal_(std=STEM_GAIN * (2 / conv.weight[0].numel()) ** 0.5)
+                if conv.bias is not None:
+                    conv.bias.zero_()
+            for layer in layers:
                 layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
     def stem(self, mel_BMF: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,13 @@ def test_batches_are_bucketed_by_length_and_differ_between_epochs() -> None:
     assert {tuple(numbers(b)) for b in first} != {tuple(numbers(b)) for b in second}
 
 
+def test_sorted_epochs_go_from_short_to_long() -> None:
+    loader = UtteranceLoader(corpus(100), TEXT, batch_seconds=10, sorted_epochs=1)
+    first, second = ([float(b.num_samples_B.float().mean()) for b in epoch(loader)] for _ in range(2))
+    assert first == pytest.approx(sorted(first), rel=0.2)  # lengths are sorted with a little noise
+    assert second != pytest.approx(sorted(second), rel=0.2)
+
+
 @settings(max_examples=20, deadline=None)
 @given(stop=st.integers(0, 40), gain_db=st.sampled_from([0.0, 6.0]))
 def test_resume_is_exact_across_epoch_edges(stop: int, gain_db: float) -> None:
