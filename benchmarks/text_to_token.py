@@ -85,7 +85,7 @@ def padded_generate(model: TextToTokenLM, tokenizer: TextTokenizer, texts: list[
                 temperature=TEMPERATURE,
                 top_p=TOP_P,
                 top_k=0,
-                max_new_tokens=CAP_PER_TOKEN * (longest - 2) + CAP_EXTRA,
+                max_new_tokens=(1 + CAP_PER_TOKEN) * (longest - 2) + CAP_EXTRA,  # its cues count too
             )
         count += int(vocab.is_speech(out[:, longest:]).sum())
     return count, time.process_time() - started

@@ -43,12 +43,24 @@ def train_text_to_token(
     held_out: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
-    """Train, save to `folder` as a Hugging Face Llama, return flat results (`text_to_token.*`)."""
+    """Train, save to `folder` as a Hugging Face Llama, return flat results (`text_to_token.*`).
+
+    Utterances without word times are left out where there are others: the model is cued word by word, or, when no
+    utterance has word times, by whole texts.
+    """
     assert tokenizer.text_tokenizer is not None  # a trained tokenizer folder always has one
     text_tokenizer = tokenizer.text_tokenizer
-    config = models.TextToTokenConfig(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size, llama=recipe.llama)
+    aligned = [u for u in train if u.alignment]
+    if 0 < len(aligned) < len(train):
+        print(f"text-to-token: {len(train) - len(aligned)} of {len(train)} utterances have no word times, left out")
+    config = models.TextToTokenConfig(
+        num_text=text_tokenizer.size,
+        num_speech=tokenizer.vocab_size,
+        llama=recipe.llama,
+        cue="word" if aligned else "text",
+    )
     model = config.build(recipe.train.seed)
-    loader = recipe.data.build(tokenize(tokenizer, train), text_tokenizer, model.vocab)
+    loader = recipe.data.build(tokenize(tokenizer, aligned or train), text_tokenizer, model.vocab)
     Trainer(recipe.train, model, NextTokenObjective(model.vocab), loader, folder, name="text-to-token").train()
     models.save(folder, model.eval().to("cpu"), text_tokenizer, tokenizer.fingerprint)
     engine = recipe.engine.build(model, text_tokenizer)

@@ -6,8 +6,10 @@ seen in training (spec synthetic-interleaved, section 4). A cut span runs from t
 last token of its last word: the silence outside is dropped, because nothing in the text says that a pause is there, while
 the pauses inside it stay. Whole utterances keep the silence at their edges.
 
-One example is `BOS, text ids, <speech>, word's speech tokens, WORD_END, ..., EOS`; every silence run is closed by a
-WORD_END too. Text is always `spoken_form`, in training and in generation.
+One example is `BOS, text ids, <speech>, units, EOS`. The unit of a word is its own text ids once more (its cue), its speech
+tokens, WORD_END; that of a silence run is its speech tokens, WORD_END. Why cues: without them the model has to keep its
+place in the text by itself and loses it (docs/decisions/0006-word-cues.md). A recording without word times is one word that
+is its whole text. Text is always `spoken_form`, in training and in generation.
 """
 
 import bisect
@@ -34,7 +36,8 @@ class AlignedTokens:
 
     `words` as spoken; `ids_T` LOCAL speech ids; `word_of_token_T` index into `words`, -1 in silence, never going back;
     `unit_end_T` bool, True on the last token of each word and of each silence run. A word too short for a token of its
-    own has none. Raises ValueError when these do not fit together.
+    own has none. Words may carry punctuation; tokens of a word that is nothing else count as silence. Raises ValueError when
+    these do not fit together.
     """
 
     text: str
@@ -64,13 +67,27 @@ class AlignedTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One word or one silence run, LOCAL ids, int64: `cue_ids` [L] of its text, empty for silence; `ids_T` of its speech."""
+
+    cue_ids: np.ndarray
+    ids_T: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextToTokenExample:
-    """A text and its speech, in LOCAL ids: `text_ids` int64 [L], `ids_T` int64, `unit_end_T` bool with a True last."""
+    """A text and its speech as units in spoken order; the cues one after another are the ids of the text."""
 
     text: str
-    text_ids: np.ndarray
-    ids_T: np.ndarray
-    unit_end_T: np.ndarray
+    units: tuple[Unit, ...]
+
+    @property
+    def text_ids(self) -> np.ndarray:
+        return np.concatenate([unit.cue_ids for unit in self.units])
+
+    @property
+    def ids_T(self) -> np.ndarray:
+        return np.concatenate([unit.ids_T for unit in self.units])
 
 
 def prompt_ids(vocab: Vocab, text_ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -79,18 +96,19 @@ def prompt_ids(vocab: Vocab, text_ids: Sequence[int] | np.ndarray) -> np.ndarray
 
 
 def lay_out(vocab: Vocab, example: TextToTokenExample) -> tuple[np.ndarray, np.ndarray]:
-    """-> model ids [N] int64 and which of them are targets [N] bool: everything after the <speech> marker."""
+    """-> model ids [N] int64 and which of them are targets [N] bool: everything after the <speech> marker, cues included."""
     prompt = prompt_ids(vocab, example.text_ids)
-    speech_T = vocab.to_model("speech", example.ids_T)
-    ends = np.flatnonzero(example.unit_end_T)
-    answer = np.insert(speech_T, ends + 1, vocab.word_end)
-    ids = np.concatenate([prompt, answer, [vocab.eos]]).astype(np.int64)
+    pieces: list[Any] = [prompt]
+    for unit in example.units:
+        pieces += [vocab.to_model("text", unit.cue_ids), vocab.to_model("speech", unit.ids_T), [vocab.word_end]]
+    ids = np.concatenate([*pieces, [vocab.eos]]).astype(np.int64)
     return ids, np.arange(len(ids)) >= len(prompt)
 
 
 def whole_example(utterance: AlignedTokens, tokenizer: TextTokenizer) -> TextToTokenExample | None:
-    """The utterance as it is, edge silences included; None when it has no text or no speech to learn from."""
-    return _example(spoken_form(utterance.text), utterance.ids_T, utterance.unit_end_T, tokenizer)
+    """The utterance as it is, edge silences included; None when none of its words has both text and speech."""
+    forms, word_T = _spoken_words(utterance)
+    return _example(forms, utterance.ids_T, word_T, tokenizer)
 
 
 def draw_span(
@@ -101,7 +119,8 @@ def draw_span(
     Length uniform, then place uniform. A span starts and ends on words that own a token (words without one ride along
     inside), so the cut never asks for a sound that is not in it.
     """
-    owners = np.unique(utterance.word_of_token_T[utterance.word_of_token_T >= 0])
+    _, word_T = _spoken_words(utterance)
+    owners = np.unique(word_T[word_T >= 0])
     if len(owners) == 0:
         return None
     length = int(rng.integers(1, min(max_words, len(owners)) + 1))
@@ -111,25 +130,49 @@ def draw_span(
 
 def cut_span(utterance: AlignedTokens, tokenizer: TextTokenizer, first: int, last: int) -> TextToTokenExample | None:
     """Words [first, last) and their tokens, without the silence around them; None when they have no token or text."""
-    inside = np.flatnonzero((utterance.word_of_token_T >= first) & (utterance.word_of_token_T < last))
+    forms, word_T = _spoken_words(utterance)
+    inside = np.flatnonzero((word_T >= first) & (word_T < last))
     if len(inside) == 0:
         return None
     cut = slice(int(inside[0]), int(inside[-1]) + 1)
-    text = spoken_form(" ".join(utterance.words[first:last]))
-    return _example(text, utterance.ids_T[cut], utterance.unit_end_T[cut], tokenizer)
+    here_T = np.where(word_T[cut] < 0, -1, word_T[cut] - first)
+    return _example(forms[first:last], utterance.ids_T[cut], here_T, tokenizer)
+
+
+def _spoken_words(utterance: AlignedTokens) -> tuple[list[str], np.ndarray]:
+    """Spoken form of each word, and the word of each token; tokens of words without a form are silence (-1)."""
+    forms = [spoken_form(word) for word in utterance.words]
+    has_form = np.array([*map(bool, forms), False])  # the last one answers for index -1
+    word_T = np.asarray(utterance.word_of_token_T, dtype=np.int64)
+    word_T = np.where(has_form[word_T], word_T, -1)
+    # A word is one unit: silence between two tokens of the same word is part of it.
+    before_T = np.maximum.accumulate(word_T)
+    after_T = np.minimum.accumulate(np.where(word_T < 0, len(forms), word_T)[::-1])[::-1]
+    return forms, np.where(before_T == after_T, before_T, word_T)
 
 
 def _example(
-    text: str, ids_T: np.ndarray, unit_end_T: np.ndarray, tokenizer: TextTokenizer
+    forms: Sequence[str], ids_T: np.ndarray, word_T: np.ndarray, tokenizer: TextTokenizer
 ) -> TextToTokenExample | None:
-    if not text or len(ids_T) == 0:
+    """`word_T` indexes `forms`. A word without a token is a cue alone, right before the next word that has some."""
+    if not (word_T >= 0).any():
         return None
-    return TextToTokenExample(
-        text=text,
-        text_ids=np.asarray(tokenizer.encode(text), dtype=np.int64),
-        ids_T=np.asarray(ids_T, dtype=np.int64),
-        unit_end_T=np.asarray(unit_end_T, dtype=bool),
-    )
+    ids_T = np.asarray(ids_T, dtype=np.int64)
+    cues = [np.asarray(tokenizer.encode(form), dtype=np.int64) for form in forms]
+    units: list[Unit] = []
+    num_said = 0
+
+    def mute(end: int) -> list[Unit]:
+        return [Unit(cue_ids=cue, ids_T=ids_T[:0]) for cue in cues[num_said:end] if len(cue)]
+
+    for run_T in np.split(np.arange(len(ids_T)), np.flatnonzero(np.diff(word_T)) + 1):
+        word = int(word_T[run_T[0]])
+        if word < 0:
+            units.append(Unit(cue_ids=np.zeros(0, dtype=np.int64), ids_T=ids_T[run_T]))
+        else:
+            units += [*mute(word), Unit(cue_ids=cues[word], ids_T=ids_T[run_T])]
+            num_said = word + 1
+    return TextToTokenExample(text=" ".join(filter(None, forms)), units=(*units, *mute(len(cues))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +348,8 @@ class TextToTokenLoader:
 
 
 def _length(example: TextToTokenExample) -> int:
-    """Tokens of the laid-out example: text, speech, a WORD_END per unit, and BOS, <speech>, EOS."""
-    return len(example.text_ids) + len(example.ids_T) + int(example.unit_end_T.sum()) + 3
+    """Tokens of the laid-out example: the text twice, speech, a WORD_END per unit, and BOS, <speech>, EOS."""
+    return sum(2 * len(unit.cue_ids) + len(unit.ids_T) + 1 for unit in example.units) + 3
 
 
 def _checksum(utterances: Sequence[AlignedTokens]) -> int:

@@ -5,6 +5,11 @@ sections 4 and 5.2), so most of the tokens of a pre-training run pass through he
 Trap: a request's random numbers belong to the request (its seed, the attempt, the position), never to the batch. What a
 text becomes is therefore the same alone, in any order and in any company, up to float noise at the edge of a choice.
 
+Every word's speech is introduced by the word's own text ids, its cue (see `examples.py`). The words are known, so the model
+never chooses which one comes: it says whether a silence comes first and when a unit ends, and every word is spoken exactly
+once, in order. At the start of a unit the next cue competes with a silence by the logit of its first id; inside a cue every
+other id is illegal.
+
 Rows of the state are slots. A slot reads its prompt, samples until EOS or its cap, is emptied and takes the next request,
 longest first, so that slots of one time have similar lengths and the last ones to finish are short.
 """
@@ -23,11 +28,22 @@ from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.examples import prompt_ids
 from speechquilt.text_to_token.model import TextToTokenLM
 from speechquilt.types import SpokenSpan
+from speechquilt.vocab import Vocab
 
-# Answers are sampled in a small id space of their own: the two ends, then the codebook.
-WORD_END, EOS, FIRST_SPEECH = 0, 1, 2
-# What was generated last decides what is legal next: nothing yet, a speech token, a WORD_END.
-START, IN_WORD, AFTER_WORD = 0, 1, 2
+# Answers are sampled in a small id space of their own: the two ends, the next id of the text, then the codebook.
+WORD_END, EOS, CUE, FIRST_SPEECH = 0, 1, 2, 3
+# Where an answer stands, which decides what is legal next. OPEN: at the start, and after a word.
+OPEN, AFTER_SILENCE, IN_CUE, AFTER_CUE, IN_WORD, IN_SILENCE = range(6)
+# The place after a WORD_END, EOS, CUE (the last id of one) or speech token; -1 where that token is illegal. CUE is legal
+# only while words remain, EOS only when none does.
+NEXT_PLACE = [
+    [-1, OPEN, AFTER_CUE, IN_SILENCE],  # OPEN
+    [-1, OPEN, AFTER_CUE, -1],  # AFTER_SILENCE
+    [-1, -1, AFTER_CUE, -1],  # IN_CUE
+    [-1, -1, -1, IN_WORD],  # AFTER_CUE
+    [OPEN, -1, -1, IN_WORD],  # IN_WORD
+    [AFTER_SILENCE, -1, -1, IN_SILENCE],  # IN_SILENCE
+]
 NUCLEUS = 48  # candidates looked at before sorting everything; a trained model's top 0.9 rarely needs more
 CACHE_TOKENS = 128 * 1024  # tokens of key-value state in one call; very long texts get fewer slots
 PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
@@ -38,7 +54,7 @@ class EngineConfig:
     """How to sample and what to refuse; defaults from spec synthetic-interleaved, 4 and 5.2.
 
     `max_rows` slots; `temperature` 0 is greedy; `top_p` nucleus mass. A request may generate `cap_per_token` ids per text
-    token + `cap_extra` (WORD_ENDs counted), then it is a runaway. Texts of 3 or more text tokens must have
+    token + `cap_extra` (WORD_ENDs counted) beside its cues, then it is a runaway. Texts of 3 or more text tokens must have
     `min_per_token` to `max_per_token` speech tokens per text token. A stretch of `max_repeat` tokens with a period of up
     to 8 is a loop. What fails is sampled again up to `max_retries` times. `poll_every`: steps between two looks at who
     is done (each look waits for the device).
@@ -90,9 +106,20 @@ class EngineStats:
 class _Request:
     index: int  # place in the caller's list
     seed: int
-    text_ids: list[int]
+    cues: list[list[int]]
     cap: int
     attempt: int = 0
+
+    @property
+    def text_ids(self) -> list[int]:
+        return [i for cue in self.cues for i in cue]
+
+    @property
+    def cue_ends(self) -> np.ndarray:
+        """For each of `text_ids`, bool: the last of its cue."""
+        ends = np.zeros(sum(map(len, self.cues)), dtype=bool)
+        ends[np.cumsum(list(map(len, self.cues))) - 1] = True
+        return ends
 
     def uniforms(self) -> np.ndarray:
         """One number in [0, 1) per position, from a counter-based generator keyed by (seed, attempt)."""
@@ -114,7 +141,7 @@ class TextToTokenEngine:
 
     @torch.inference_mode()
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
-        """-> one `SpokenSpan` per text, in order, WORD_ENDs turned into `unit_end_T`.
+        """-> one `SpokenSpan` per text, in order, cues left out and WORD_ENDs turned into `unit_end_T`.
 
         Never fails on a text: what cannot be spoken or went wrong `max_retries` + 1 times carries its reason in `reject`
         (and its last tokens, for whoever looks into it). Raises ValueError when texts and seeds differ in number.
@@ -150,11 +177,12 @@ class TextToTokenEngine:
             return None, "empty text"
         if not any(c.isalnum() for c in plain):
             return None, "nothing speakable"
-        text_ids = self.tokenizer.encode(plain)
-        if len(text_ids) > self.config.max_text_tokens:
+        cues = [self.tokenizer.encode(c) for c in (plain.split() if self.model.config.cue == "word" else [plain])]
+        num_text = sum(map(len, cues))
+        if num_text > self.config.max_text_tokens:
             return None, f"text longer than {self.config.max_text_tokens} tokens"
-        cap = self.config.cap_per_token * len(text_ids) + self.config.cap_extra
-        return _Request(index=index, seed=seed, text_ids=text_ids, cap=cap), ""
+        cap = (1 + self.config.cap_per_token) * num_text + self.config.cap_extra
+        return _Request(index=index, seed=seed, cues=cues, cap=cap), ""
 
     def _run(self, waiting: deque[_Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
         longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 2
@@ -165,7 +193,7 @@ class TextToTokenEngine:
             for _ in range(self.config.poll_every):
                 slots.step()
             for request, answer in slots.collect():
-                span = _read_answer(answer, len(request.text_ids), request.cap, self.config)
+                span = _read_answer(answer, self.model.vocab, len(request.text_ids), self.config)
                 if span.reject and request.attempt < self.config.max_retries:
                     request.attempt += 1
                     self.stats.retries += 1
@@ -178,29 +206,33 @@ class TextToTokenEngine:
 class _Slots:
     """The rows of one call: tensors on the model's device, and which request sits where.
 
-    Every row is one request's business alone: it feeds its prompt id by id, then what it sampled; `active_B` rows
+    Every row is one request's business alone: it feeds its prompt id by id, then its answer, sampled or forced; `active_B` rows
     advance, the others stand still until the next `collect` and `admit`.
     """
 
     def __init__(self, model: TextToTokenLM, config: EngineConfig, num_rows: int, max_tokens: int) -> None:
         vocab, weight = model.vocab, model.lm_head.weight
         device = weight.device
-        legal = [vocab.word_end, vocab.eos, *range(vocab.speech_start, vocab.speech_start + vocab.num_speech)]
+        # C: ids an answer may use. The row of CUE is a stand-in: its head row is that of the text id it stands for.
+        speech = range(vocab.speech_start, vocab.speech_start + vocab.num_speech)
+        self.model_id_C = torch.tensor([vocab.word_end, vocab.eos, vocab.pad, *speech], device=device)
         self.model, self.config = model, config
         self.vocab = vocab
-        self.model_id_C = torch.tensor(legal, device=device)  # C: ids an answer may use
-        self.head_CD = weight[self.model_id_C]  # text rows of the head are never looked at
-        self.illegal_KC = torch.zeros(3, len(legal), dtype=torch.bool, device=device)
-        self.illegal_KC[START, [WORD_END, EOS]] = True
-        self.illegal_KC[IN_WORD, EOS] = True
-        self.illegal_KC[AFTER_WORD, WORD_END] = True
+        self.head_VD, self.head_CD = weight, weight[self.model_id_C]
+        self.next_place_KC = torch.tensor(NEXT_PLACE, device=device)[
+            :, torch.arange(len(self.model_id_C), device=device).clamp(max=FIRST_SPEECH)
+        ]
+        self.illegal_MKC = (self.next_place_KC < 0).repeat(2, 1, 1)  # M: no word remains, some do
+        self.illegal_MKC[0, :, CUE] = True
+        self.illegal_MKC[1, :, EOS] = True
         self.requests: list[_Request | None] = [None] * num_rows
         self.state = model.init_state(num_rows, max_tokens)
         self.prompt_BL = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
+        self.cue_end_BL = torch.zeros(num_rows, max_tokens, dtype=torch.bool, device=device)
         self.uniform_BT = torch.zeros(num_rows, max_tokens, device=device)
         self.answer_BT = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
-        self.prompt_len_B, self.fed_B, self.made_B, self.cap_B, self.kind_B, self.next_B = (
-            torch.zeros(num_rows, dtype=torch.long, device=device) for _ in range(6)
+        self.prompt_len_B, self.fed_B, self.made_B, self.cued_B, self.cap_B, self.place_B, self.next_B = (
+            torch.zeros(num_rows, dtype=torch.long, device=device) for _ in range(7)
         )
         self.active_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
@@ -218,38 +250,53 @@ class _Slots:
         rows_B = torch.tensor(rows, device=self.active_B.device)
         self.state = self.state.reset(torch.zeros_like(self.active_B).index_fill(0, rows_B, True))
         self.prompt_BL[rows_B, : max(map(len, prompts))] = self._on_device(_padded(prompts))
+        self.cue_end_BL[rows_B, : max(map(len, prompts)) - 2] = self._on_device(_padded([r.cue_ends for r in new]))
         self.uniform_BT[rows_B, : max(r.cap for r in new)] = self._on_device(_padded([r.uniforms() for r in new]))
         self.prompt_len_B[rows_B] = self._on_device(np.array([len(p) for p in prompts]))
         self.cap_B[rows_B] = self._on_device(np.array([r.cap for r in new]))
         self.next_B[rows_B] = self.prompt_BL[rows_B, 0]
         self.fed_B[rows_B] = 0
         self.made_B[rows_B] = 0
-        self.kind_B[rows_B] = START
+        self.cued_B[rows_B] = 0
+        self.place_B[rows_B] = OPEN
         self.active_B[rows_B] = True
         for row, request in zip(rows, new):
             self.requests[row] = request
 
     def step(self) -> None:
-        """One id per active row: the next of its prompt, or the one it just sampled."""
+        """One id per active row: the next of its prompt, or of its answer."""
         x_BD, self.state = self.model.hidden_step(self.next_B, self.state, self.active_B)
         self.fed_B += self.active_B
         speaks_B = self.active_B & (self.fed_B >= self.prompt_len_B)
-        logits_BC = (x_BD @ self.head_CD.T).float().masked_fill(self.illegal_KC[self.kind_B], -torch.inf)
         at_B1 = self.made_B.clamp(max=self.uniform_BT.shape[1] - 1)[:, None]
-        draw_B = self.uniform_BT.gather(1, at_B1)[:, 0]
-        choice_B = sample(logits_BC, draw_B, self.config.temperature, self.config.top_p)
-        self.answer_BT.scatter_(
-            1, at_B1, torch.where(speaks_B, choice_B, self.answer_BT.gather(1, at_B1)[:, 0])[:, None]
-        )
+        choice_B, cue_B = self._choose(x_BD, self.uniform_BT.gather(1, at_B1)[:, 0])
+        id_B = torch.where(choice_B == CUE, cue_B, self.model_id_C[choice_B])
+        self.answer_BT.scatter_(1, at_B1, torch.where(speaks_B, id_B, self.answer_BT.gather(1, at_B1)[:, 0])[:, None])
         self.made_B += speaks_B
-        kind_B = torch.where(choice_B == WORD_END, AFTER_WORD, IN_WORD)
-        self.kind_B = torch.where(speaks_B, kind_B, self.kind_B)
+        self._move(choice_B, speaks_B)
         prompt_B = self.prompt_BL.gather(1, self.fed_B.clamp(max=self.prompt_BL.shape[1] - 1)[:, None])[:, 0]
-        self.next_B = torch.where(speaks_B, self.model_id_C[choice_B], prompt_B)
+        self.next_B = torch.where(speaks_B, id_B, prompt_B)
         self.active_B = self.active_B & ~(speaks_B & ((choice_B == EOS) | (self.made_B >= self.cap_B)))
 
+    def _choose(self, x_BD: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
+        """-> a legal choice per row, and the model id that CUE stands for there."""
+        cue_B = self.prompt_BL.gather(1, 1 + self.cued_B[:, None])[:, 0]  # after BOS the prompt is the cues in a row
+        remain_B = (self.cued_B < self.prompt_len_B - 2).long()
+        logits_BC = x_BD @ self.head_CD.T
+        logits_BC[:, CUE] = (x_BD * self.head_VD[cue_B]).sum(1)
+        logits_BC = logits_BC.float().masked_fill(self.illegal_MKC[remain_B, self.place_B], -torch.inf)
+        return sample(logits_BC, draw_B, self.config.temperature, self.config.top_p), cue_B
+
+    def _move(self, choice_B: Tensor, speaks_B: Tensor) -> None:
+        """Where the answers of speaking rows stand after their choice."""
+        is_cue_B = choice_B == CUE
+        done_B = self.cue_end_BL.gather(1, self.cued_B[:, None])[:, 0]
+        place_B = torch.where(is_cue_B & ~done_B, IN_CUE, self.next_place_KC[self.place_B, choice_B])
+        self.place_B = torch.where(speaks_B, place_B, self.place_B)
+        self.cued_B += speaks_B & is_cue_B
+
     def collect(self) -> list[tuple[_Request, np.ndarray]]:
-        """Empty the slots that are done -> their requests and answers (answer ids, EOS included unless capped)."""
+        """Empty the slots that are done -> their requests and answers (model ids, EOS included unless capped)."""
         active = self.active_B.tolist()
         rows = [row for row, r in enumerate(self.requests) if r is not None and not active[row]]
         if not rows:
@@ -297,13 +344,13 @@ def _invert(probs_BN: Tensor, ids_BN: Tensor, draw_B: Tensor, top_p: float) -> T
     return ids_BN.gather(1, place_B1)[:, 0]
 
 
-def _read_answer(answer: np.ndarray, num_text: int, cap: int, config: EngineConfig) -> SpokenSpan:
-    """Answer ids -> span, with the reason when it is no good: runaway, too short, too long or looping."""
-    finished = len(answer) > 0 and answer[-1] == EOS
-    body = answer[:-1] if finished else answer
-    is_end = body == WORD_END
-    ids_T = (body[~is_end] - FIRST_SPEECH).astype(np.int32)
-    unit_end_T = np.append(is_end[1:], True)[~is_end]  # the token before a WORD_END; the last one always ends a unit
+def _read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: EngineConfig) -> SpokenSpan:
+    """Model ids -> span, with the reason when it is no good: runaway, too short, too long or looping."""
+    finished = len(answer) > 0 and answer[-1] == vocab.eos
+    is_speech = vocab.is_speech(answer)
+    ids_T = (answer[is_speech] - vocab.speech_start).astype(np.int32)
+    # The token before a WORD_END ends a unit, and so does the one that stands last in a runaway.
+    unit_end_T = np.append(answer[1:] == vocab.word_end, True)[is_speech]
     per_token = len(ids_T) / num_text
     reject = ""
     if not finished:

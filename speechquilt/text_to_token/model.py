@@ -3,12 +3,14 @@
 Place in the pipeline: trained by the one trainer on `examples.py`, run by `generate.py` (spec synthetic-interleaved,
 section 4). It is a plain `protocols.LanguageModel` over the shared id space.
 Trap: parameter names are those of `LlamaForCausalLM`, so a saved folder is a standard Hugging Face folder that any
-engine can serve. Renaming a module here breaks that.
+engine can serve. Renaming a module here breaks that. The sequence format is not in those weights but in `examples.py`; an
+engine that leaves the cues to sampling instead of forcing them may skip or repeat words.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,13 +29,20 @@ MAX_POSITIONS = 8192  # written for engines that want a limit; RoPE itself has n
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenConfig:
-    """`num_text` ids of the text tokenizer, `num_speech` codebook entries, the sizes of the stack."""
+    """`num_text` ids of the text tokenizer, `num_speech` codebook entries, the sizes of the stack.
+
+    `cue` is what introduces a stretch of speech in the training data, and so in generation: each "word", or once the whole
+    "text" for a model that never saw word times.
+    """
 
     num_text: int
     num_speech: int
     llama: LlamaConfig
+    cue: Literal["word", "text"] = "word"
 
     def __post_init__(self) -> None:
+        if self.cue not in ("word", "text"):
+            raise ValueError(f'cue={self.cue!r} must be "word" or "text"')
         for key in ("num_text", "num_speech"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig
+from speechquilt.text_to_token import generate as generation
+from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, lay_out, whole_example
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
 from speechquilt.train.objectives.next_token import NextTokenObjective
@@ -49,8 +51,8 @@ def spoken(words: tuple[str, ...]) -> AlignedTokens:
 SENTENCES = list(itertools.product(*(WORDS[i : i + 2] for i in range(0, 8, 2))))[::2]  # 8 of the 16
 
 
-def train(loader, steps: int, learning_rate: float = 4e-3) -> TextToTokenLM:
-    model = CONFIG.build(seed=1)
+def train(loader, steps: int, learning_rate: float = 4e-3, config: TextToTokenConfig = CONFIG) -> TextToTokenLM:
+    model = config.build(seed=1)
     objective = NextTokenObjective(model.vocab)  # that of the one trainer, as it is
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(steps):
@@ -89,6 +91,47 @@ def test_eight_examples_are_learned_and_spoken_again(overfitted):
     assert speaker.stats.speech_tokens == sum(len(s.ids_T) for s in spans)
 
 
+@pytest.fixture
+def raw(monkeypatch) -> list[list[int]]:
+    """The model ids of every answer, in the order they are finished."""
+    answers = []
+
+    def read(answer, *rest):
+        answers.append(answer.tolist())
+        return read_answer(answer, *rest)
+
+    read_answer = generation._read_answer
+    monkeypatch.setattr(generation, "_read_answer", read)
+    return answers
+
+
+def test_what_is_generated_is_what_was_laid_out(overfitted, raw):
+    for sentence in SENTENCES[:3]:
+        engine(overfitted, temperature=0).generate([" ".join(sentence)], [0])
+        ids, loss = lay_out(CONFIG.vocab, whole_example(spoken(sentence), TOKENIZER))
+        assert raw.pop() == ids[loss].tolist()
+
+
+def test_a_model_of_whole_texts_cues_the_whole_text(raw):
+    """Utterances without word times: one unit, its cue is the text."""
+    data = TextToTokenDataConfig(rows=2, row_tokens=128, spans_per_utterance=0)
+    whole = []
+    for words in SENTENCES:
+        ids_T = spoken(words).ids_T
+        text, word_T, unit_end_T = " ".join(words), np.zeros(len(ids_T), int), np.arange(len(ids_T)) == len(ids_T) - 1
+        whole.append(
+            AlignedTokens(text=text, words=(text,), ids_T=ids_T, word_of_token_T=word_T, unit_end_T=unit_end_T)
+        )
+    config = replace(CONFIG, cue="text")
+    model = train(data.build(whole, TOKENIZER, config.vocab), steps=70, config=config)
+    for utterance in whole:
+        span = engine(model, temperature=0).generate([utterance.text], [0])[0]
+        assert raw[-1][: raw[-1].index(CONFIG.vocab.speech_start)] == TOKENIZER.encode(utterance.text)
+        assert span.reject == ""
+        np.testing.assert_array_equal(span.ids_T, utterance.ids_T)
+        np.testing.assert_array_equal(span.unit_end_T, utterance.unit_end_T)
+
+
 def test_case_and_punctuation_say_the_same(overfitted):
     plain, written = engine(overfitted, temperature=0).generate(["red dog runs here", "Red dog, runs HERE!"], [0, 1])
     assert same(plain, written)
@@ -96,16 +139,16 @@ def test_case_and_punctuation_say_the_same(overfitted):
 
 @pytest.fixture(scope="module")
 def requests() -> tuple[list[str], list[int]]:
-    """40 mixed requests, 1 to 12 words, some empty."""
+    """40 mixed requests, 1 to 12 words of one or more ids, some empty."""
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 13))) for _ in range(38)]
+    texts = [" ".join(rng.choice([*WORDS, "zebra"], rng.integers(1, 13))) for _ in range(38)]
     return [*texts[:20], "", *texts[20:], "?!"], list(range(100, 140))
 
 
 @pytest.mark.parametrize("change", [{"max_rows": 7}, {"max_rows": 64, "poll_every": 5}])
 def test_a_request_alone_is_the_request_in_any_company(overfitted, requests, change):
     texts, seeds = requests
-    speaker = engine(overfitted, temperature=1.3, top_p=0.95, **change)
+    speaker = engine(overfitted, temperature=2.0, top_p=1.0, **change)
     together = speaker.generate(texts, seeds)
     order = np.random.default_rng(1).permutation(40)
     shuffled = speaker.generate([texts[i] for i in order], [seeds[i] for i in order])
@@ -117,7 +160,7 @@ def test_a_request_alone_is_the_request_in_any_company(overfitted, requests, cha
 
 def test_another_attempt_is_another_draw(overfitted, requests):
     def rejects(max_retries: int) -> int:
-        speaker = engine(overfitted, temperature=1.3, top_p=0.95, max_retries=max_retries)
+        speaker = engine(overfitted, temperature=2.0, top_p=1.0, max_retries=max_retries)
         speaker.generate(*requests)
         return speaker.stats.rejects.total()
 
@@ -157,30 +200,77 @@ def biased(token: str) -> TextToTokenLM:
     return model.eval()
 
 
+@pytest.mark.parametrize("cue", ["word", "text"])
+def test_every_word_is_cued_once_in_order(requests, raw, cue):
+    """Whatever the model wants: nothing but (silence)? (cue speech WORD_END (silence)?)* EOS, cues those of the text."""
+    model = replace(CONFIG, cue=cue).build()
+    speaker = engine(model, temperature=2.0, top_p=1.0, max_retries=0, cap_per_token=300, max_rows=40)
+    assert len(TOKENIZER.encode("zebra")) > 2
+    texts = [text for text in requests[0] if text.isascii() and text.strip("?!")]
+    shown = []
+    for ids in raw_answers(speaker, texts, raw):
+        vocab = CONFIG.vocab
+        signs = {vocab.word_end: "|", vocab.eos: "$"}
+        shown.append("".join("s" if vocab.is_speech(i) else signs.get(i, f"<{i}>") for i in ids))
+    silences = 0
+    for text, answer in zip(texts, shown):
+        cues = ["".join(f"<{i}>" for i in TOKENIZER.encode(c)) for c in (text.split() if cue == "word" else [text])]
+        assert re.fullmatch(r"(s+\|)?" + "".join(rf"{c}s+\|(s+\|)?" for c in cues) + r"\$", answer), (text, answer)
+        silences += answer.count("|") - len(cues)
+    assert silences > len(texts) / 4
+
+
+def raw_answers(speaker: TextToTokenEngine, texts: list[str], raw: list[list[int]]) -> list[list[int]]:
+    """All texts in one call; an answer is found again by its speech."""
+    spans = speaker.generate(texts, range(len(texts)))
+    assert not any(span.reject == "length cap" for span in spans)
+    start, by_speech = CONFIG.vocab.speech_start, {}
+    for answer in raw:
+        by_speech[tuple(i - start for i in answer if CONFIG.vocab.is_speech(i))] = answer
+    return [by_speech[tuple(span.ids_T.tolist())] for span in spans]
+
+
 def test_a_runaway_is_retried_then_refused():
     speaker = engine(biased("speech"), temperature=0, max_retries=2)
     span = speaker.generate(["red dog"], [5])[0]
     num_text = len(TOKENIZER.encode("red dog"))
     assert span.reject == "length cap"
-    assert span.ids_T.tolist() == [3] * (10 * num_text + 10)
+    assert span.ids_T.tolist() == [3] * (11 * num_text + 10)  # a silence that never ends, in the place of the cues too
     assert (speaker.stats.retries, dict(speaker.stats.rejects)) == (2, {"length cap": 1})
 
 
-def test_an_early_end_cannot_come_before_a_word():
-    """EOS is legal only after a WORD_END, and that only after a speech token."""
-    span = engine(biased("eos"), temperature=0.01, max_retries=0).generate(["red"], [0])[0]
-    assert len(span.ids_T) >= 1
-    ends = engine(biased("word_end"), temperature=0, max_retries=0).generate(["red"], [0])[0]
-    assert len(ends.ids_T) == 10  # cap 20: speech and WORD_END in turn, never two ends in a row
-    assert ends.unit_end_T.all()
+RED, DOG = TOKENIZER.encode("red"), TOKENIZER.encode("dog")
 
 
-def test_a_slot_forgets_the_request_before():
-    """An odd cap leaves the slot in mid-word; a WORD_END would be legal there, but not at the start of an answer."""
-    one_slot = engine(biased("word_end"), temperature=0, max_retries=0, max_rows=1, cap_extra=9)
-    first, *others = one_slot.generate(["red"] * 3, [0, 1, 2])
-    assert len(first.ids_T) == 10
-    assert all(same(first, other) for other in others)
+def test_ends_come_only_where_they_are_legal(raw):
+    """EOS only after the last word, WORD_END only after a speech token, never two silences in a row."""
+    vocab = CONFIG.vocab
+    end, s = vocab.word_end, vocab.speech_start
+    engine(biased("eos"), temperature=0, max_retries=0).generate(["red dog"], [0])
+    assert raw.pop() == [*RED, s, end, *DOG, s, end, vocab.eos]
+    engine(biased("word_end"), temperature=0, max_retries=0).generate(["red"], [0])
+    assert raw.pop() == [*RED, s, end, s, end, vocab.eos]
+
+
+def test_the_next_cue_competes_with_a_silence_by_its_first_id(raw):
+    vocab = CONFIG.vocab
+    end, s = vocab.word_end, vocab.speech_start
+    model = biased("eos")
+    zebra = TOKENIZER.encode("zebra")
+    with torch.no_grad():
+        model.lm_head.weight[RED[0]] = 0.5
+        model.lm_head.weight[zebra[0]] = -0.5
+        model.lm_head.weight[zebra[1:]] = 2.0  # what follows the first id has no say
+    engine(model, temperature=0, max_retries=0).generate(["red zebra"], [0])
+    assert raw.pop() == [*RED, s, end, s, end, *zebra, s, end, vocab.eos]
+
+
+def test_a_slot_forgets_the_request_before(raw):
+    """A cap of two ids leaves the slot inside its last word, where neither a cue nor the same place is legal any more."""
+    assert len(RED) == 1
+    one_slot = engine(biased("eos"), temperature=0, max_retries=0, max_rows=1, cap_per_token=1, cap_extra=0)
+    one_slot.generate(["red"] * 3, [0, 1, 2])
+    assert raw == [[*RED, CONFIG.vocab.speech_start]] * 3
 
 
 def test_what_cannot_be_spoken_is_refused_with_its_reason(overfitted):
@@ -275,6 +365,8 @@ def test_save_and_load_keep_everything(tmp_path, overfitted):
     assert back.speech_fingerprint == "abc123"
     assert back.tokenizer.json == TOKENIZER.json
     assert back.model.config == CONFIG
+    save(tmp_path / "text", replace(CONFIG, cue="text").build(), TOKENIZER, speech_fingerprint="abc123")
+    assert load(tmp_path / "text").model.config.cue == "text"
     texts = [" ".join(s) for s in SENTENCES]
     before = engine(overfitted).generate(texts, range(8))
     after = EngineConfig().build(back.model, back.tokenizer).generate(texts, range(8))

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from speechquilt.text import TextTokenizer
+from speechquilt.nn.llama import LlamaConfig
+from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.examples import (
     AlignedTokens,
     TextToTokenDataConfig,
@@ -17,14 +18,17 @@ from speechquilt.text_to_token.examples import (
     lay_out,
     whole_example,
 )
-from speechquilt.text_to_token.generate import EOS, WORD_END, EngineConfig, _read_answer, longest_loop, sample
+from speechquilt.text_to_token.generate import EngineConfig, _read_answer, longest_loop, sample
+from speechquilt.text_to_token.model import TextToTokenConfig
 from speechquilt.types import IGNORE
-from speechquilt.vocab import Special, Vocab
+from speechquilt.vocab import Special
 
 NUM_SPEECH = 40
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept", "while", "rain", "fell", "all", "night", "long"]
 TOKENIZER = TextTokenizer.train([" ".join(WORDS)] * 3, 300)
-VOCAB = Vocab(num_text=TOKENIZER.size, num_speech=NUM_SPEECH)
+LLAMA = LlamaConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=16)
+CONFIG = TextToTokenConfig(num_text=TOKENIZER.size, num_speech=NUM_SPEECH, llama=LLAMA)
+VOCAB = CONFIG.vocab
 
 
 def utterance(runs: list[tuple[int, int]], words: tuple[str, ...], seed: int = 0) -> AlignedTokens:
@@ -54,13 +58,68 @@ def random_utterance(seed: int, num_words: int = 8) -> AlignedTokens:
 def test_laid_out_example_is_the_documented_sequence():
     example = whole_example(utterance([(-1, 2), (0, 1), (1, 3)], ("The", "cat")), TOKENIZER)
     ids, loss = lay_out(VOCAB, example)
-    text, s = TOKENIZER.encode("the cat"), (example.ids_T + VOCAB.speech_start).tolist()
-    end = VOCAB.word_end
+    the, cat = TOKENIZER.encode("the"), TOKENIZER.encode("cat")
+    s, end = (example.ids_T + VOCAB.speech_start).tolist(), VOCAB.word_end
     assert ids.tolist() == [
-        *[VOCAB.bos, *text, VOCAB.marker("speech")],
-        *[s[0], s[1], end, s[2], end, s[3], s[4], s[5], end, VOCAB.eos],
+        *[VOCAB.bos, *the, *cat, VOCAB.marker("speech")],
+        *[s[0], s[1], end, *the, s[2], end, *cat, s[3], s[4], s[5], end, VOCAB.eos],
     ]
-    assert loss.tolist() == [False] * (len(text) + 2) + [True] * 10
+    num_text = len(the) + len(cat)
+    assert loss.tolist() == [False] * (num_text + 2) + [True] * (num_text + 10)
+
+
+def layout(example) -> list[tuple[str, list[int]]]:
+    """(text of the cue, speech ids) of every unit."""
+    return [(TOKENIZER.decode(unit.cue_ids), unit.ids_T.tolist()) for unit in example.units]
+
+
+def test_a_word_of_several_ids_is_cued_whole():
+    example = whole_example(utterance([(0, 1), (1, 1)], ("Rain-fall", "zebra")), TOKENIZER)
+    assert len(TOKENIZER.encode("zebra")) > 2
+    assert [cue for cue, _ in layout(example)] == ["rain fall", "zebra"]
+    assert example.text_ids.tolist() == TOKENIZER.encode("rain fall zebra")
+
+
+def test_a_word_without_a_token_is_a_cue_alone_before_the_next_word():
+    spoken = utterance([(-1, 1), (1, 2), (-1, 1), (4, 1), (-1, 1)], ("a", "cat", "sat", "on", "the", "mat"))
+    s = spoken.ids_T.tolist()
+    assert layout(whole_example(spoken, TOKENIZER)) == [
+        *[("", s[:1]), ("a", []), ("cat", s[1:3]), ("", s[3:4]), ("sat", []), ("on", []), ("the", s[4:5])],
+        *[("", s[5:]), ("mat", [])],
+    ]
+    assert layout(cut_span(spoken, TOKENIZER, 1, 4)) == [("cat", s[1:3]), ("sat", []), ("on", [])]
+
+
+def test_tokens_of_a_word_without_a_spoken_form_are_silence():
+    spoken = utterance([(0, 1), (1, 2), (2, 1), (-1, 1), (3, 1)], ("The", "--", "cat", "!"))
+    s = spoken.ids_T.tolist()
+    example = whole_example(spoken, TOKENIZER)
+    assert example.text == "the cat"
+    assert layout(example) == [("the", s[:1]), ("", s[1:3]), ("cat", s[3:4]), ("", s[4:])]
+    assert cut_span(spoken, TOKENIZER, 1, 2) is None
+    spans = [draw_span(spoken, TOKENIZER, np.random.default_rng(i), 4) for i in range(30)]
+    assert {span.text for span in spans} == {"the", "cat", "the cat"}
+    assert whole_example(utterance([(0, 2)], ("?",)), TOKENIZER) is None
+
+
+def test_silence_inside_a_word_is_part_of_it():
+    spoken = utterance([(0, 1), (-1, 1), (0, 1), (-1, 1), (1, 1)], ("the", "cat"))
+    s = spoken.ids_T.tolist()
+    assert layout(whole_example(spoken, TOKENIZER)) == [("the", s[:3]), ("", s[3:4]), ("cat", s[4:])]
+
+
+def test_a_recording_without_word_times_is_one_unit():
+    spoken = utterance([(0, 5)], ("The cat, on a mat.",))
+    for example in (whole_example(spoken, TOKENIZER), draw_span(spoken, TOKENIZER, np.random.default_rng(0), 4)):
+        assert layout(example) == [("the cat on a mat", spoken.ids_T.tolist())]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40))
+@example("don't 's 'tis x's '' 3rd_one ärzte's 東京 ١٢ e\u0301")
+def test_words_encoded_one_by_one_are_the_text_encoded(text):
+    plain = spoken_form(text)
+    assert [i for word in plain.split() for i in TOKENIZER.encode(word)] == TOKENIZER.encode(plain)
 
 
 def test_a_cut_span_starts_and_ends_on_its_words():
@@ -68,7 +127,7 @@ def test_a_cut_span_starts_and_ends_on_its_words():
     middle = cut_span(spoken, TOKENIZER, 1, 4)
     assert middle.text == "two a four"
     np.testing.assert_array_equal(middle.ids_T, spoken.ids_T[6:14])
-    assert middle.unit_end_T.tolist() == [False, True, False, False, False, True, False, True]
+    assert [len(unit.ids_T) for unit in middle.units] == [2, 4, 0, 2]
     assert cut_span(spoken, TOKENIZER, 2, 3) is None  # the word owns no token
     np.testing.assert_array_equal(whole_example(spoken, TOKENIZER).ids_T, spoken.ids_T)
 
@@ -89,7 +148,10 @@ def test_drawn_spans_are_runs_of_words_with_their_tokens(seed, max_words):
             cut = slice(int(np.flatnonzero(span_T)[0]), int(np.flatnonzero(span_T)[-1]) + 1)
             found.append((" ".join(spoken.words[first : last + 1]), spoken.ids_T[cut].tolist()))
     assert (example.text, example.ids_T.tolist()) in found
-    assert example.unit_end_T[-1]
+    assert example.text_ids.tolist() == TOKENIZER.encode(example.text)
+    for end in (example.units[0], example.units[-1]):
+        assert len(end.cue_ids)
+        assert len(end.ids_T)
 
 
 def test_every_span_length_is_drawn():
@@ -244,12 +306,13 @@ def test_the_largest_draw_stays_inside():
         assert sample(logits, torch.tensor([1.0]), 1.0, top_p) == 7
 
 
-def answer(*ids: int) -> np.ndarray:
-    return np.array(ids)
+WORD_END, EOS, S = VOCAB.word_end, VOCAB.eos, VOCAB.speech_start
 
 
-def test_word_ends_are_stripped_into_unit_ends():
-    span = _read_answer(answer(5, 6, WORD_END, 7, WORD_END, EOS), 1, 20, EngineConfig())
+def test_cues_and_word_ends_are_stripped_into_unit_ends():
+    cue = TOKENIZER.encode("zebra")
+    answer = np.array([S + 3, S + 4, WORD_END, *cue, S + 5, WORD_END, EOS])
+    span = _read_answer(answer, VOCAB, 1, EngineConfig())
     assert span.reject == ""
     assert span.ids_T.tolist() == [3, 4, 5]
     assert span.unit_end_T.tolist() == [False, True, True]
@@ -258,17 +321,18 @@ def test_word_ends_are_stripped_into_unit_ends():
 @pytest.mark.parametrize(
     ("ids", "num_text", "reason"),
     [
-        ((5, 6, WORD_END, 7), 1, "length cap"),
-        ((5, 6, WORD_END, EOS), 3, "too few speech tokens"),
-        ((5, 6, WORD_END, EOS), 2, ""),
-        ((*range(2, 30), WORD_END, EOS), 3, "too many speech tokens"),
-        ((*range(2, 29), WORD_END, EOS), 3, ""),
-        (((5, 6) * 13 + (WORD_END, EOS)), 4, "repeats itself"),
-        (((5, 6) * 12 + (WORD_END, EOS)), 4, ""),
+        ((S, S + 1, WORD_END, 7), 1, "length cap"),
+        ((7, S, S + 1, WORD_END, S), 1, "length cap"),
+        ((7, S, S + 1, WORD_END, EOS), 3, "too few speech tokens"),
+        ((7, S, S + 1, WORD_END, EOS), 2, ""),
+        ((7, *range(S, S + 28), WORD_END, EOS), 3, "too many speech tokens"),
+        ((7, *range(S, S + 27), WORD_END, EOS), 3, ""),
+        ((7, *(S, S + 1) * 13, WORD_END, EOS), 4, "repeats itself"),
+        ((7, *(S, S + 1) * 12, WORD_END, EOS), 4, ""),
     ],
 )
 def test_answers_are_refused_with_their_reason(ids, num_text, reason):
-    span = _read_answer(answer(*ids), num_text, 100, EngineConfig())
+    span = _read_answer(np.array(ids), VOCAB, num_text, EngineConfig())
     assert span.reject == reason
     assert span.unit_end_T.dtype == bool
     assert span.unit_end_T[-1]
@@ -294,6 +358,8 @@ def test_bad_settings_name_the_key():
         EngineConfig(temperature=-1)
     with pytest.raises(ValueError, match="row_tokens=2"):
         TextToTokenDataConfig(row_tokens=2)
+    with pytest.raises(ValueError, match='cue=.* must be "word" or "text"'):
+        replace(CONFIG, cue="letter")
 
 
 def test_special_tokens_are_those_of_the_shared_vocabulary():
