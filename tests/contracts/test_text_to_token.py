@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel
+from speechquilt.recipes import text_to_token as recipes
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import generate as generation
 from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, lay_out, whole_example
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
 from speechquilt.train.objectives.next_token import NextTokenObjective
-from speechquilt.types import IGNORE, Batch
+from speechquilt.train.trainer import TrainConfig
+from speechquilt.types import IGNORE, AlignedWord, Batch, Utterance, Waveform
 
 NUM_SPEECH = 40
 WORDS = ["red", "blue", "dog", "cat", "runs", "sleeps", "here", "there"]
@@ -130,6 +133,33 @@ def test_a_model_of_whole_texts_cues_the_whole_text(raw):
         assert span.reject == ""
         np.testing.assert_array_equal(span.ids_T, utterance.ids_T)
         np.testing.assert_array_equal(span.unit_end_T, utterance.unit_end_T)
+
+
+@pytest.mark.parametrize(("num_aligned", "cue", "num_trained"), [(3, "word", 3), (2, "word", 2), (0, "text", 3)])
+def test_the_recipe_cues_by_what_the_recordings_have(tmp_path, monkeypatch, capsys, num_aligned, cue, num_trained):
+    seen = []
+
+    def tokenize(_, utterances):
+        seen.extend(utterances)
+        return [spoken(SENTENCES[0])] * len(utterances)
+
+    monkeypatch.setattr(recipes, "tokenize", tokenize)
+    monkeypatch.setattr(recipes, "measure_text_to_token", lambda *_: {})
+    recipe = recipes.TextToTokenRecipe(
+        llama=LLAMA,
+        data=TextToTokenDataConfig(rows=1, row_tokens=64),
+        train=TrainConfig(steps=1, lr=1e-3, device="cpu", num_threads=1),
+        engine=EngineConfig(),
+    )
+    tokenizer = SimpleNamespace(text_tokenizer=TOKENIZER, vocab_size=NUM_SPEECH, fingerprint="abc123")
+    audio, word = Waveform(samples_S=np.zeros(1), sample_rate=1), AlignedWord(text="red", start_s=0, end_s=1)
+    train = [
+        Utterance(id=str(i), text="red", audio=audio, alignment=(word,) if i < num_aligned else ()) for i in range(3)
+    ]
+    recipes.train_text_to_token(recipe, tokenizer, train, [], tmp_path)
+    assert load(tmp_path).model.config.cue == cue
+    assert seen == train[:num_trained]
+    assert ("1 of 3 utterances have no word times" in capsys.readouterr().out) == (num_aligned == 2)
 
 
 def test_case_and_punctuation_say_the_same(overfitted):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example as with_example
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.nn.llama import LlamaConfig
@@ -110,13 +111,13 @@ def test_silence_inside_a_word_is_part_of_it():
 
 def test_a_recording_without_word_times_is_one_unit():
     spoken = utterance([(0, 5)], ("The cat, on a mat.",))
-    for example in (whole_example(spoken, TOKENIZER), draw_span(spoken, TOKENIZER, np.random.default_rng(0), 4)):
-        assert layout(example) == [("the cat on a mat", spoken.ids_T.tolist())]
+    for whole in (whole_example(spoken, TOKENIZER), draw_span(spoken, TOKENIZER, np.random.default_rng(0), 4)):
+        assert layout(whole) == [("the cat on a mat", spoken.ids_T.tolist())]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40))
-@example("don't 's 'tis x's '' 3rd_one ärzte's 東京 ١٢ e\u0301")
+@with_example("don't 's 'tis x's '' 3rd_one ärzte's 東京 ١٢ e\u0301")
 def test_words_encoded_one_by_one_are_the_text_encoded(text):
     plain = spoken_form(text)
     assert [i for word in plain.split() for i in TOKENIZER.encode(word)] == TOKENIZER.encode(plain)
@@ -358,7 +359,7 @@ def test_bad_settings_name_the_key():
         EngineConfig(temperature=-1)
     with pytest.raises(ValueError, match="row_tokens=2"):
         TextToTokenDataConfig(row_tokens=2)
-    with pytest.raises(ValueError, match='cue=.* must be "word" or "text"'):
+    with pytest.raises(ValueError, match=r'cue=.* must be "word" or "text"'):
         replace(CONFIG, cue="letter")
 
 
