@@ -30,7 +30,7 @@ TOKENIZER = TokenizerRecipe(
         vq_warmup_updates=500,
         vq_restart_interval=25,
         vq_restart_threshold=0.1,
-        commitment_weight=1.0,
+        commitment_weight=0.3,
         ctc_weight=0.7,
         max_text_ids=256,
     ),

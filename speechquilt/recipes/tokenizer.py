@@ -28,12 +28,15 @@ STREAMED = 20  # held-out utterances that are streamed
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
-    """`model.text_vocab_size` is the most ids the text tokenizer may have; it gets fewer when the text needs fewer."""
+    """`model.text_vocab_size` is the most ids the text tokenizer may have; it gets fewer when the text needs fewer. The
+    first `sorted_epochs` go from short to long recordings.
+    """
 
     model: SpeechTokenizerConfig
     train: TrainConfig
     batch_seconds: float = 60.0
     gain_db: float = 3.0
+    sorted_epochs: int = 1
 
 
 def train_tokenizer(
@@ -46,7 +49,12 @@ def train_tokenizer(
     """Train, save to `folder`, return flat results (`tokenizer.*`)."""
     model = replace(recipe.model, text_vocab_size=text_tokenizer.size).build(text_tokenizer)
     loader = UtteranceLoader(
-        train, text_tokenizer, batch_seconds=recipe.batch_seconds, seed=recipe.train.seed, gain_db=recipe.gain_db
+        train,
+        text_tokenizer,
+        batch_seconds=recipe.batch_seconds,
+        seed=recipe.train.seed,
+        gain_db=recipe.gain_db,
+        sorted_epochs=recipe.sorted_epochs,
     )
     if loader.rejects:
         print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")

@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "recipes", "__main__"},
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
-EDGE_PACKAGES = ["soundfile", "soxr", "espeakng_loader", "matplotlib"]
+EDGE_PACKAGES = ["soundfile", "soxr", "espeakng_loader"]
 
 
 def imports_of(path: Path) -> set[str]:
