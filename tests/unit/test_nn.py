@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.nn.attention import attend, causal_mask
-from speechquilt.nn.llama import LlamaConfig, init_weights, LlamaStack
+from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
 
 
 def stack(window: int | None = None, kv_heads: int = 2) -> LlamaStack:
