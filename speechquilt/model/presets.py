@@ -17,13 +17,13 @@ def toy_plain(vocab_size: int) -> PlainLMConfig:
 
 
 def toy_latent(vocab_size: int) -> LatentLMConfig:
-    """The toy's global transformer with local modules of half its width."""
+    """The toy's global transformer with local modules of two thirds of its width; at half of it speech is learned late."""
     return LatentLMConfig(
         vocab_size=vocab_size,
         global_=TOY,
-        local_width=96,
+        local_width=128,
         encoder_layers=1,
         decoder_layers=2,
-        local_heads=2,
-        local_ffn=256,
+        local_heads=4,
+        local_ffn=344,
     )

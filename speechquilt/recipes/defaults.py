@@ -50,11 +50,11 @@ TOKENIZER = TokenizerRecipe(
 TEXT_TO_TOKEN = TextToTokenRecipe(
     llama=LlamaConfig(width=160, num_layers=4, num_heads=4, num_kv_heads=4, ffn_width=448),
     data=TextToTokenDataConfig(rows=8, row_tokens=256),
-    train=TrainConfig(steps=900, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
+    train=TrainConfig(steps=750, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
     engine=EngineConfig(temperature=0.7),
 )
 PLAIN, LATENT = toy_plain(0), toy_latent(0)  # the vocabulary's size comes with the shards
 WEIGHTS = {"text": 0.12, "interleaved": 0.35, "parallel": 0.18, "speech": 0.2, "asr": 0.075, "tts": 0.075}
-PACK = PackConfig(rows=4, units_per_row=256, tokens_per_row=768)
+PACK = PackConfig(rows=2, units_per_row=256, tokens_per_row=768)
 PATCH_SIZE = 2  # 160 ms at 12.5 Hz, as long as the paper's patches of 4 at 25 Hz
-PRETRAIN = TrainConfig(steps=550, lr=2e-3, warmup_steps=50, checkpoint_every=200, num_threads=1)
+PRETRAIN = TrainConfig(steps=1100, lr=3e-3, warmup_steps=60, log_every=20, checkpoint_every=300, num_threads=1)
