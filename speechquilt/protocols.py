@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from speechquilt.types import AlignedWord, Batch, LaidOut, SpokenSpan, Utterance, Waveform
+from speechquilt.types import Batch, LaidOut, SpokenSpan, Utterance
 
 
 @runtime_checkable
@@ -45,12 +45,6 @@ class TextToSpeech(Protocol):
     voices: Sequence[str]
 
     def speak(self, text: str, voice: str) -> Utterance: ...
-
-
-class Aligner(Protocol):
-    """Text + waveform -> word times."""
-
-    def align(self, text: str, audio: Waveform) -> tuple[AlignedWord, ...]: ...
 
 
 class TextToToken(Protocol):
