@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections import ChainMap
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,12 @@ def story(config: ToyConfig) -> Path:
     full = scaled(config)
     stages = Story(Path(full.run_dir))
     world, speaker = full.world.build(), full.voices.build()
-    corpus = micro_world_corpus(world, speaker, full.corpus)
+    corpus = cache(partial(micro_world_corpus, world, speaker, full.corpus))  # spoken when the first stage needs it
 
     stages.stage(
         "world",
         [full.world, full.voices, full.corpus],
-        lambda folder: make_world(world, corpus, folder),
+        lambda folder: make_world(world, corpus(), folder),
         what=f"a micro-world of {len(world.words)} words and {len(world.facts)} facts, spoken by espeak-ng",
     )
     tokenizer_dir = stages.stage(
@@ -128,9 +129,9 @@ def story(config: ToyConfig) -> Path:
         full.tokenizer,
         lambda folder: train_tokenizer(
             full.tokenizer,
-            TextTokenizer.train(_all_texts(corpus), full.tokenizer.model.text_vocab_size),
-            corpus.sentences,
-            corpus.held_out,
+            TextTokenizer.train(_all_texts(corpus()), full.tokenizer.model.text_vocab_size),
+            corpus().sentences,
+            corpus().held_out,
             folder,
         ),
         what="a supervised speech tokenizer: VQ inside a streaming ASR encoder",
@@ -140,14 +141,14 @@ def story(config: ToyConfig) -> Path:
         "text_to_token",
         full.text_to_token,
         lambda folder: train_text_to_token(
-            full.text_to_token, tokenizer, corpus.sentences, [u.text for u in corpus.held_out], folder
+            full.text_to_token, tokenizer, corpus().sentences, [u.text for u in corpus().held_out], folder
         ),
         what="a text-to-token model: text in, speech tokens with word ends out",
     )
     shards_dir = stages.stage(
         "shards",
         [full.interleave, full.interleave_passes, full.parallel_passes],
-        lambda folder: make_shards(full, corpus, tokenizer, speaker_dir, folder),
+        lambda folder: make_shards(full, corpus(), tokenizer, speaker_dir, folder),
         what="Parquet shards: text, speech, ASR and TTS pairs, synthetic and parallel interleaved",
     )
     shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
