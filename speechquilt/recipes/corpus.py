@@ -43,7 +43,7 @@ class MicroCorpusConfig:
     are longer than a sentence; `held_out` ones singly. Documents are per group: "story", and each group of facts.
     """
 
-    sentences: int = 4800
+    sentences: int = 8000
     max_joined: int = 5
     held_out: int = 200
     story_documents: int = 600
