@@ -6,12 +6,13 @@ are trained on sentences without facts, and facts of the groups "text" and "inte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from speechquilt import audio
 from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
 from speechquilt.data.micro_world import MicroWorld
 from speechquilt.tts import EspeakTTS
@@ -90,12 +91,13 @@ def join(sentences: Sequence[str], most: int, seed: int) -> list[str]:
 
 
 def speak(speaker: EspeakTTS, texts: Sequence[str], what: str = "speak") -> list[Utterance]:
-    """Each text once, the voices in turn."""
+    """Each text once, the voices in turn, at the tokenizers' sample rate (hours of speech must fit into memory)."""
     voices = speaker.voices
-    return [
-        speaker.speak(text, voices[i % len(voices)])
-        for i, text in enumerate(tqdm(texts, desc=what, unit="text", mininterval=5.0))
-    ]
+    spoken = []
+    for i, text in enumerate(tqdm(texts, desc=what, unit="text", mininterval=5.0)):
+        utterance = speaker.speak(text, voices[i % len(voices)])
+        spoken.append(replace(utterance, audio=audio.resample(utterance.audio, audio.SAMPLE_RATE)))
+    return spoken
 
 
 def folder_corpus(speech: Path, text: Path | None, *, max_reject_ratio: float = 0.1) -> Corpus:

@@ -152,6 +152,7 @@ def story(config: ToyConfig) -> Path:
         what="Parquet shards: text, speech, ASR and TTS pairs, synthetic and parallel interleaved",
     )
     shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
+    corpus.cache_clear()  # gigabytes of audio that the language models do not need
     jobs = [(full, name, stages.fingerprint, tokenizer_dir, shards) for name in full.runs]
     stages.stage(
         "lm",
