@@ -16,7 +16,7 @@ from speechquilt.protocols import SpeechTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.types import Utterance, Waveform
 
-BATCH_SECONDS = 300.0  # audio in one forward pass, padding included
+BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
 PROGRESS_FROM_S = 600  # audio that takes long enough to be worth a progress bar
 
 
