@@ -22,7 +22,7 @@ from speechquilt.recipes import defaults
 from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.corpus import folder_corpus
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
-from speechquilt.recipes.speech import encode_all
+from speechquilt.recipes.speech import encode_all, text_tokenizer_of
 from speechquilt.recipes.speech import tokenize as tokenize_utterances
 from speechquilt.recipes.stage import Story, make_folder, write_json
 from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
@@ -139,7 +139,7 @@ def story(settings: OwnConfig) -> None:
     lm_dir = stages.stage(
         "lm/lm",
         recipe,
-        lambda folder: train_lm(recipe, shards, _text_tokenizer(tokenizer), folder, "lm"),
+        lambda folder: train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm"),
         what="a speech-text language model",
     )
     stages.stage(
@@ -189,7 +189,7 @@ def run_lm(settings: LMTraining) -> None:
     folder = Path(settings.run_dir)
     make_folder(folder)
     shards = {source: Path(path) for source, path in settings.shards.items()}
-    found = train_lm(recipe, shards, _text_tokenizer(tokenizer), folder, "lm")
+    found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
     tokenizer.save(folder / "tokenizer")
     _report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
 
@@ -253,7 +253,7 @@ def _items(path: Path, tokenizer: SpeechTokenizer) -> Iterator[ChoiceItem]:
 
 def _part(part: dict[str, str], folder: Path, tokenizer: SpeechTokenizer) -> Segment:
     if "text" in part:
-        return shard_recipes.text_segment(_text_tokenizer(tokenizer), part["text"])
+        return shard_recipes.text_segment(text_tokenizer_of(tokenizer), part["text"])
     wave = audio.resample(audio.check(audio.load(folder / part["audio"])), tokenizer.sample_rate)
     return Segment(modality="speech", ids_T=encode_all(tokenizer, [wave], what=part["audio"])[0])
 
@@ -262,7 +262,7 @@ def _speech_shards(utterances: Any, tokenizer: SpeechTokenizer, folder: Path, re
     """folder/speech, and folder/asr and folder/tts from what has a transcript."""
     if not utterances:
         raise ValueError(f"nothing to tokenize: all {len(rejects)} recordings were rejected, {rejects[0].reason}")
-    text_tokenizer = _text_tokenizer(tokenizer)
+    text_tokenizer = text_tokenizer_of(tokenizer)
     tokens = tokenize_utterances(tokenizer, utterances)
     ids = [u.id for u in utterances]
     named = [(id, t) for id, t in zip(ids, tokens) if t.text]
@@ -275,7 +275,7 @@ def _speech_shards(utterances: Any, tokenizer: SpeechTokenizer, folder: Path, re
 
 
 def _text_shards(texts: Any, tokenizer: SpeechTokenizer, folder: Path) -> None:
-    text_tokenizer = _text_tokenizer(tokenizer)
+    text_tokenizer = text_tokenizer_of(tokenizer)
     vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
     info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="text")
     shard_recipes.write(folder, info, shard_recipes.text_documents(texts, text_tokenizer))
@@ -299,18 +299,12 @@ def _interleaved_shards(
 def _held_out_loss(lm_dir: Path, held_out: Any, tokenizer: SpeechTokenizer) -> dict[str, Any]:
     scorer, _ = load_scorer(lm_dir)
     speech = [shard_recipes.speech_segment(t) for t in tokenize_utterances(tokenizer, held_out)]
-    text = [shard_recipes.text_segment(_text_tokenizer(tokenizer), u.text) for u in held_out]
+    text = [shard_recipes.text_segment(text_tokenizer_of(tokenizer), u.text) for u in held_out]
     return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}
 
 
 def _model(kind: str) -> Any:
     return defaults.PLAIN if kind == "plain" else defaults.LATENT
-
-
-def _text_tokenizer(tokenizer: SpeechTokenizer) -> TextTokenizer:
-    if tokenizer.text_tokenizer is None:
-        raise ValueError("the tokenizer's folder has no text_tokenizer.json; train it again with this version")
-    return tokenizer.text_tokenizer
 
 
 def _folder(key: str, value: str) -> Path:

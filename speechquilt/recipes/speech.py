@@ -13,7 +13,9 @@ from tqdm import tqdm
 from speechquilt import audio
 from speechquilt.data.parallel import tokens_of_words
 from speechquilt.protocols import SpeechTokenizer
+from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
+from speechquilt.tokenizer.model import SpeechTokenizer as SpeechTokenizerModel
 from speechquilt.types import Utterance, Waveform
 
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
@@ -72,3 +74,10 @@ def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> Al
         word_of_token_T=places.word_T,
         unit_end_T=places.unit_end_T,
     )
+
+
+def text_tokenizer_of(tokenizer: SpeechTokenizerModel) -> TextTokenizer:
+    """The text tokenizer that the speech tokenizer's ASR heads spell with. Raises ValueError when its folder has none."""
+    if tokenizer.text_tokenizer is None:
+        raise ValueError("the tokenizer's folder has no text_tokenizer.json; train it again with this version")
+    return tokenizer.text_tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 
 from speechquilt.evals.wer import wer
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.recipes.speech import tokenize
+from speechquilt.recipes.speech import text_tokenizer_of, tokenize
 from speechquilt.text import spoken_form
 from speechquilt.text_to_token import model as models
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
@@ -48,8 +48,7 @@ def train_text_to_token(
     Utterances without word times are left out where there are others: the model is cued word by word, or, when no
     utterance has word times, by whole texts.
     """
-    assert tokenizer.text_tokenizer is not None  # a trained tokenizer folder always has one
-    text_tokenizer = tokenizer.text_tokenizer
+    text_tokenizer = text_tokenizer_of(tokenizer)
     aligned = [u for u in train if u.alignment]
     if 0 < len(aligned) < len(train):
         print(f"text-to-token: {len(train) - len(aligned)} of {len(train)} utterances have no word times, left out")

@@ -30,7 +30,7 @@ from speechquilt.recipes import defaults, workers
 from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
-from speechquilt.recipes.speech import tokenize
+from speechquilt.recipes.speech import text_tokenizer_of, tokenize
 from speechquilt.recipes.stage import Story, write_json
 from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
@@ -174,7 +174,7 @@ def train_and_evaluate(
     lm_dir = stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, shards, tokenizer_text(tokenizer), folder, name),
+        lambda folder: train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, name),
         what=f"a speech-text language model: {describe_run(run)}",
     )
     stages.stage(
@@ -224,7 +224,7 @@ def make_shards(
     config: ToyConfig, corpus: Corpus, tokenizer: SpeechTokenizer, speaker_dir: Path, folder: Path
 ) -> dict[str, Any]:
     """All sources of the mixture; a finished one is kept when the stage was interrupted."""
-    text_tokenizer = tokenizer_text(tokenizer)
+    text_tokenizer = text_tokenizer_of(tokenizer)
     loaded = text_to_token_models.load(speaker_dir)
     engine = config.text_to_token.engine.build(loaded.model, loaded.tokenizer)
     sentences, spoken = tokenize(tokenizer, corpus.sentences), tokenize(tokenizer, corpus.spoken)
@@ -263,7 +263,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Held-out loss and all tasks of one model; details per item go to `details.json`."""
     scorer, _ = load_scorer(lm_dir)
-    voicer = Voicer(speaker, tokenizer, tokenizer_text(tokenizer))
+    voicer = Voicer(speaker, tokenizer, text_tokenizer_of(tokenizer))
     tasks: dict[str, Any] = {
         **story_tasks(world, voicer, num_stories),
         **fact_tasks(world, voicer),
@@ -279,14 +279,9 @@ def evaluate(
     spoken = tokenize(tokenizer, speak(speaker, stories, "speak test stories"))
     flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([shard_recipes.speech_segment(t) for t in spoken])
     flat[f"lm.{name}.text_loss"] = scorer.mean_loss(
-        [shard_recipes.text_segment(tokenizer_text(tokenizer), text) for text in stories]
+        [shard_recipes.text_segment(text_tokenizer_of(tokenizer), text) for text in stories]
     )
     return flat
-
-
-def tokenizer_text(tokenizer: SpeechTokenizer) -> TextTokenizer:
-    assert tokenizer.text_tokenizer is not None  # a trained tokenizer folder always has one
-    return tokenizer.text_tokenizer
 
 
 def finish(

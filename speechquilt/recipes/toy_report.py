@@ -25,7 +25,7 @@ from speechquilt.evals.intervals import paired_difference
 from speechquilt.evals.report import Audio, ReportData, Sample, SampleRun, Stage, Table, Verdict, write_report
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
-from speechquilt.recipes.speech import tokenize
+from speechquilt.recipes.speech import text_tokenizer_of, tokenize
 from speechquilt.recipes.stage import Story
 from speechquilt.recipes.world_tasks import OPTIONS, PAIRS
 from speechquilt.tokenizer.model import SpeechTokenizer
@@ -363,8 +363,8 @@ def _utterance(world: MicroWorld, speaker: EspeakTTS, tokenizer: SpeechTokenizer
 
 
 def _samples(shards: Mapping[str, Path], tokenizer: SpeechTokenizer) -> list[Sample]:
-    assert tokenizer.text_tokenizer is not None
-    vocab = Vocab(num_text=tokenizer.text_tokenizer.size, num_speech=tokenizer.vocab_size)
+    text_tokenizer = text_tokenizer_of(tokenizer)
+    vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
     static = _patchers()["static"]
     samples = []
     for source in ("interleaved", "parallel"):
@@ -373,9 +373,7 @@ def _samples(shards: Mapping[str, Path], tokenizer: SpeechTokenizer) -> list[Sam
             runs = []
             for segment in folder[i].segments:
                 if segment.modality == "text":
-                    runs.append(
-                        SampleRun(modality="text", text=tokenizer.text_tokenizer.decode(segment.ids_T.tolist()))
-                    )
+                    runs.append(SampleRun(modality="text", text=text_tokenizer.decode(segment.ids_T.tolist())))
                     continue
                 runs.append(
                     SampleRun(
