@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there: truncation, kills, a full disk; and what comes back is what went in."""
 
+import contextlib
 import errno
 import json
 import resource
@@ -89,18 +90,24 @@ def test_a_kill_while_writing_leaves_nothing_that_counts(tmp_path):
     assert not unfinished.exists()
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
-    """No file may grow past 4 kB: a real write error in the middle of a file, without a disk of our own."""
+    """No file may grow past 4 kB: a real write error in the middle of a file, without a disk of our own.
+
+    Only around the write itself: the limit is the whole process's, and pytest's own output may be a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_write_error_in_the_middle_of_a_file(tmp_path, small_disk):
+def test_write_error_in_the_middle_of_a_file(tmp_path):
     good = save(tmp_path, 1)
-    with pytest.raises(OSError, match=r"step_00000002 could not be written.*step_00000001 is intact.*free some space"):
+    message = r"step_00000002 could not be written.*step_00000001 is intact.*free some space"
+    with small_disk(), pytest.raises(OSError, match=message):
         save(tmp_path, 2, {"model": {"weight": torch.zeros(5000)}})
     assert checkpoint.latest(tmp_path) == good
     assert [p.name for p in (tmp_path / checkpoint.FOLDER).iterdir()] == [good.name]
