@@ -10,6 +10,7 @@ width, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,15 @@ import torch
 
 Modality = Literal["text", "speech"]
 IGNORE = -100  # label of a token that is not predicted
+
+
+class UnitEnd(IntEnum):
+    """What ends with a speech token: nothing, a word, a run of silence, or a BPE piece inside a word."""
+
+    NONE = 0
+    WORD = 1
+    SILENCE = 2
+    PIECE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +70,8 @@ class Segment:
     """One run of one modality.
 
     `ids_T`: int32 LOCAL ids (text-tokenizer ids or codebook indices; `vocab.Vocab` turns them into model ids).
-    `unit_end_T`: bool, True on the last speech token of each word or silence run; None when unknown, and for text.
+    `unit_end_T`: uint8 `UnitEnd` codes, not NONE on the last speech token of each word, silence run and (where the data
+    marks them) BPE piece; None when unknown, and for text.
     `loss`: False when this segment is only context (the source side of an ASR or TTS pair).
     """
 
@@ -90,7 +101,8 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenSpan:
-    """Output of a text-to-token model for one text: local speech ids, their word ends, and why it was rejected ("" = good)."""
+    """Output of a text-to-token model for one text: local speech ids, their `UnitEnd` codes, and why it was rejected
+    ("" = good)."""
 
     ids_T: np.ndarray
     unit_end_T: np.ndarray
@@ -102,7 +114,7 @@ class LaidOut:
     """A Document as one sequence of model ids, made by `vocab.Vocab.lay_out` and read by patchers and the packer.
 
     `ids_T` int64; `is_speech_T` bool, False on text and special tokens; `loss_T` bool, this token may be a target;
-    `unit_end_T` bool, or None when some speech of the document has no word ends.
+    `unit_end_T` uint8 `UnitEnd` codes, or None when some speech of the document has no word ends.
     """
 
     id: str

@@ -92,7 +92,7 @@ class Vocab:
         """
         ids: list[Any] = [[self.bos]]
         speech, loss = [[False]], [[False]]
-        ends: list[Any] = [[False]]
+        ends: list[Any] = [[0]]
         has_ends = True
         previous_loss = True
         for segment in document.segments:
@@ -102,21 +102,21 @@ class Vocab:
             ids.append(self.to_model(segment.modality, segment.ids_T))
             speech += [[False], [is_speech] * n]
             loss += [[segment.loss and previous_loss], [segment.loss] * n]
-            ends.append([False])
-            ends.append([False] * n if segment.unit_end_T is None else segment.unit_end_T)
+            ends.append([0])
+            ends.append([0] * n if segment.unit_end_T is None else segment.unit_end_T)
             has_ends &= not (is_speech and n and segment.unit_end_T is None)
             previous_loss = segment.loss
         ids.append([self.eos])
         speech.append([False])
         loss.append([previous_loss])
-        ends.append([False])
+        ends.append([0])
         return LaidOut(
             id=document.id,
             source=document.source,
             ids_T=np.concatenate(ids).astype(np.int64),
             is_speech_T=np.concatenate(speech).astype(bool),
             loss_T=np.concatenate(loss).astype(bool),
-            unit_end_T=np.concatenate(ends).astype(bool) if has_ends else None,
+            unit_end_T=np.concatenate(ends).astype(np.uint8) if has_ends else None,
         )
 
     def read_back(self, ids_T: np.ndarray) -> list[Segment]:

@@ -320,5 +320,5 @@ def _cut(laid_out: LaidOut, num_tokens: int, eos: int) -> LaidOut:
         ids_T=np.append(laid_out.ids_T[:keep], eos),
         is_speech_T=np.append(laid_out.is_speech_T[:keep], False),
         loss_T=np.append(laid_out.loss_T[:keep], False),
-        unit_end_T=None if laid_out.unit_end_T is None else np.append(laid_out.unit_end_T[:keep], False),
+        unit_end_T=None if laid_out.unit_end_T is None else np.append(laid_out.unit_end_T[:keep], np.uint8(0)),
     )

@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from speechquilt.config import fingerprint
-from speechquilt.types import AlignedWord, Document, Modality, Segment
+from speechquilt.types import AlignedWord, Document, Modality, Segment, UnitEnd
 
 SILENCE = -1  # word index of a token that belongs to no word
 MIN_TEXT_WORDS, MAX_TEXT_WORDS = 5, 30
@@ -172,10 +172,11 @@ def _half(num_tokens: int) -> int:
 
 
 def _unit_ends(word_T: np.ndarray) -> np.ndarray:
-    """True on the last token of every word and of every maximal run of silence."""
-    end_T = np.ones(len(word_T), dtype=bool)
-    end_T[:-1] = word_T[1:] != word_T[:-1]
-    return end_T
+    """`UnitEnd` codes: the last token of every word and of every maximal run of silence."""
+    ends_T = np.ones(len(word_T), dtype=bool)
+    ends_T[:-1] = word_T[1:] != word_T[:-1]
+    kind_T = np.where(word_T == SILENCE, UnitEnd.SILENCE, UnitEnd.WORD)
+    return np.where(ends_T, kind_T, UnitEnd.NONE).astype(np.uint8)
 
 
 def _token_ranges(spoken: SpokenText) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from speechquilt.types import Document, Segment
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "shards.json"
 REJECTS = "rejects.jsonl"
 _METADATA_KEY = b"speechquilt"
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("modality", pa.list_(pa.string()), nullable=False),
         pa.field("ids", pa.list_(pa.list_(pa.int32())), nullable=False),
-        pa.field("unit_end", pa.list_(pa.list_(pa.bool_())), nullable=False),  # inner null: word ends unknown
+        pa.field("unit_end", pa.list_(pa.list_(pa.uint8())), nullable=False),  # UnitEnd; inner null: unknown
         pa.field("loss", pa.list_(pa.bool_()), nullable=False),
         pa.field("text", pa.string(), nullable=False),  # the words behind the document, for people
     ]
@@ -250,7 +250,7 @@ class _Columns:
         self._loss = column["loss"].values.to_numpy(zero_copy_only=False)
         ids, ends = column["ids"].values, column["unit_end"].values
         self._id_starts, self._ids = ids.offsets.to_numpy(), ids.values.to_numpy()
-        self._end_starts, self._ends = ends.offsets.to_numpy(), ends.values.to_numpy(zero_copy_only=False)
+        self._end_starts, self._ends = ends.offsets.to_numpy(), ends.values.to_numpy()
         self._has_ends = ends.is_valid().to_numpy(zero_copy_only=False)
 
     def document(self, row: int) -> Document:
@@ -281,7 +281,7 @@ def _table(rows: list[tuple[Document, str]], info: ShardInfo) -> pa.Table:
         "modality": [[s.modality for s in d.segments] for d in documents],
         "ids": [[np.asarray(s.ids_T, dtype=np.int32) for s in d.segments] for d in documents],
         "unit_end": [
-            [None if s.unit_end_T is None else np.asarray(s.unit_end_T, dtype=bool) for s in d.segments]
+            [None if s.unit_end_T is None else np.asarray(s.unit_end_T, dtype=np.uint8) for s in d.segments]
             for d in documents
         ],
         "loss": [[s.loss for s in d.segments] for d in documents],

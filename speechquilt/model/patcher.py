@@ -80,7 +80,7 @@ class AlignedPatcher:
                 "patching needs; align the corpus before making shards, or use kind='static'"
             )
         text_T = ~laid_out.is_speech_T
-        ended_T = text_T | laid_out.unit_end_T
+        ended_T = text_T | (laid_out.unit_end_T > 0)
         return text_T | np.roll(ended_T, 1), ended_T
 
     def init_state(self) -> Any:

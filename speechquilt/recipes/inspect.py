@@ -28,7 +28,7 @@ def inspect(path: Path, samples: int) -> None:
         )
     units = [s for d in documents for s in d.segments if s.unit_end_T is not None]
     if units:
-        ends = sum(int(s.unit_end_T.sum()) for s in units if s.unit_end_T is not None)
+        ends = sum(np.count_nonzero(s.unit_end_T) for s in units if s.unit_end_T is not None)
         print(
             f"speech units (words and silences) {ends}, {sum(len(s.ids_T) for s in units) / max(1, ends):.2f} tokens each"
         )
@@ -40,5 +40,5 @@ def inspect(path: Path, samples: int) -> None:
 
 def _shown(segment: Segment) -> str:
     """Ids with a bar after each word or silence."""
-    ends_T = segment.unit_end_T if segment.unit_end_T is not None else np.zeros(len(segment.ids_T), dtype=bool)
+    ends_T = segment.unit_end_T if segment.unit_end_T is not None else np.zeros(len(segment.ids_T), dtype=np.uint8)
     return " ".join(f"{i}|" if end else str(i) for i, end in zip(segment.ids_T.tolist(), ends_T.tolist()))

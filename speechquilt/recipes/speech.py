@@ -58,7 +58,7 @@ def tokenize(tokenizer: SpeechTokenizer, utterances: Sequence[Utterance]) -> lis
 def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
     """Give each token its word (-1 in silence) by the utterance's word times."""
     if not utterance.alignment:
-        ends_T = np.arange(len(ids_T)) == len(ids_T) - 1
+        ends_T = (np.arange(len(ids_T)) == len(ids_T) - 1).astype(np.uint8)
         return AlignedTokens(
             text=utterance.text,
             words=(utterance.text,),

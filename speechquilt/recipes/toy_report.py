@@ -381,7 +381,7 @@ def _samples(shards: Mapping[str, Path], tokenizer: SpeechTokenizer) -> list[Sam
                         text=tokenizer.read_back([segment.ids_T])[0],
                         ids_T=segment.ids_T.tolist(),
                         opens_T=_opens(vocab, segment, static),
-                        word_end_T=() if segment.unit_end_T is None else segment.unit_end_T.tolist(),
+                        word_end_T=() if segment.unit_end_T is None else (segment.unit_end_T > 0).tolist(),
                     )
                 )
             samples.append(Sample(label=f"{source}: {folder[i].id}", runs=runs, note=folder.text(i)))

@@ -35,7 +35,7 @@ class AlignedTokens:
     """One utterance as speech tokens with its words.
 
     `words` as spoken; `ids_T` LOCAL speech ids; `word_of_token_T` index into `words`, -1 in silence, never going back;
-    `unit_end_T` bool, True on the last token of each word and of each silence run. A word too short for a token of its
+    `unit_end_T` uint8 `UnitEnd` codes of the last token of each word and of each silence run. A word too short for a token of its
     own has none. Words may carry punctuation; tokens of a word that is nothing else count as silence. Raises ValueError when
     these do not fit together.
     """
@@ -63,7 +63,7 @@ class AlignedTokens:
             )
         must_end_T = np.append(word_T[1:] != word_T[:-1], True)
         if (must_end_T & ~np.asarray(self.unit_end_T, dtype=bool)).any():
-            raise ValueError(f"{self.text!r}: unit_end_T must be True on the last token of every word and silence run")
+            raise ValueError(f"{self.text!r}: unit_end_T must be set on the last token of every word and silence run")
 
 
 @dataclass(frozen=True, kw_only=True)

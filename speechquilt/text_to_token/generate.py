@@ -27,7 +27,7 @@ from tqdm import tqdm
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.examples import prompt_ids
 from speechquilt.text_to_token.model import TextToTokenLM
-from speechquilt.types import SpokenSpan
+from speechquilt.types import SpokenSpan, UnitEnd
 from speechquilt.vocab import Vocab
 
 # Answers are sampled in a small id space of their own: the two ends, the next id of the text, then the codebook.
@@ -349,8 +349,7 @@ def _read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: Engine
     finished = len(answer) > 0 and answer[-1] == vocab.eos
     is_speech = vocab.is_speech(answer)
     ids_T = (answer[is_speech] - vocab.speech_start).astype(np.int32)
-    # The token before a WORD_END ends a unit, and so does the one that stands last in a runaway.
-    unit_end_T = np.append(answer[1:] == vocab.word_end, True)[is_speech]
+    unit_end_T = _unit_ends(answer, vocab)[is_speech]
     per_token = len(ids_T) / num_text
     reject = ""
     if not finished:
@@ -362,6 +361,17 @@ def _read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: Engine
     elif longest_loop(ids_T) >= config.max_repeat:
         reject = "repeats itself"
     return SpokenSpan(ids_T=ids_T, unit_end_T=unit_end_T, reject=reject)
+
+
+def _unit_ends(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """`UnitEnd` code of every id: the one before a WORD_END ends a unit, and so does the one that stands last in a runaway.
+    A unit that began with a cue is a word, one without is silence."""
+    ends = np.append(answer[1:] == vocab.word_end, True)
+    cues_so_far = np.cumsum(vocab.is_text(answer))
+    last_word_end = np.maximum.accumulate(np.where(answer == vocab.word_end, np.arange(len(answer)), -1))
+    cues_before_unit = np.where(last_word_end >= 0, cues_so_far[last_word_end], 0)
+    kind = np.where(cues_so_far > cues_before_unit, UnitEnd.WORD, UnitEnd.SILENCE)
+    return np.where(ends, kind, UnitEnd.NONE).astype(np.uint8)
 
 
 def longest_loop(ids_T: np.ndarray, max_period: int = 8) -> int:
@@ -384,4 +394,4 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _no_speech(reject: str) -> SpokenSpan:
-    return SpokenSpan(ids_T=np.zeros(0, dtype=np.int32), unit_end_T=np.zeros(0, dtype=bool), reject=reject)
+    return SpokenSpan(ids_T=np.zeros(0, dtype=np.int32), unit_end_T=np.zeros(0, dtype=np.uint8), reject=reject)

@@ -29,7 +29,7 @@ def test_a_token_belongs_to_the_word_that_holds_its_centre():
     # 10 Hz: centres at 0.05, 0.15, ...
     result = tokens_of_words(words_at((0.1, 0.3), (0.46, 0.8)), 10, 10.0)
     assert result.word_T.tolist() == [-1, 0, 0, -1, -1, 1, 1, 1, -1, -1]
-    assert result.unit_end_T.tolist() == [True, False, True, False, True, False, False, True, False, True]
+    assert result.unit_end_T.tolist() == [2, 0, 1, 0, 2, 0, 0, 1, 0, 2]  # UnitEnd codes
 
 
 def test_a_word_without_a_token_takes_the_nearest_silence_token():
