@@ -133,6 +133,8 @@ class Batch:
     `doc_BT` int64 document index inside the row, never decreasing, padding is the last document of its row;
     `opens_BT` / `closes_BT` bool or None: token t is the first of its unit / after reading t we know its unit is
     complete. None is a plain token-level model.
+    `num_units`, `num_local`: sizes of the axes that a latent model makes, at least the most units of a row and the most
+    tokens of a row that lie in speech spans (their markers included). None = counted, which waits for the device.
     `meta` carries what metrics want and models do not (document ids, sources); never tensors.
     """
 
@@ -141,6 +143,8 @@ class Batch:
     doc_BT: torch.Tensor
     opens_BT: torch.Tensor | None = None
     closes_BT: torch.Tensor | None = None
+    num_units: int | None = None
+    num_local: int | None = None
     meta: dict = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -155,6 +159,8 @@ class Batch:
             doc_BT=self.doc_BT.to(device, non_blocking=True),
             opens_BT=move(self.opens_BT),
             closes_BT=move(self.closes_BT),
+            num_units=self.num_units,
+            num_local=self.num_local,
             meta=self.meta,
         )
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from speechquilt.nn.attention import Extension, KVState, attend, causal_mask, read_cache, write_cache
 from speechquilt.nn.llama import LlamaBlock, LlamaConfig, LlamaStack, init_weights, merge_heads, split_heads
-from speechquilt.nn.rope import rope_tables
 from speechquilt.types import Batch
+from speechquilt.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,10 @@ class LatentLMConfig:
             norm_eps=self.global_.norm_eps,
             window=self.window,
         )
+
+    def for_vocab(self, vocab: Vocab) -> "LatentLMConfig":
+        """The same model with the sizes of this vocabulary."""
+        return replace(self, vocab_size=vocab.size)
 
     def build(self, seed: int = 0) -> "LatentLM":
         model = LatentLM(self)
@@ -174,11 +178,15 @@ class LatentLM(nn.Module):
         self.norm = nn.RMSNorm(config.local_width, eps=config.global_.norm_eps)
         self.head = nn.Linear(config.local_width, config.vocab_size, bias=False)
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts that a trainer shards, compiles and recomputes one by one."""
+        return [*self.encoder, *self.global_.layers, *self.decoder]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """-> `logits_BTV`; masks and RoPE tables are made once and shared by all layers."""
         mask_BTT = causal_mask(batch.doc_BT, self.config.window)
         pos_1T = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)[None]
-        rope = rope_tables(pos_1T, self.local.head_width, self.local.rope_theta)
+        rope = self.local.rope(pos_1T)
         x_BTD = self.embedding(batch.ids_BT)
         for block in self.encoder:
             x_BTD = block(x_BTD, mask_BTT, rope)
@@ -238,7 +246,7 @@ class LatentLM(nn.Module):
         """
         if active_B is None:
             active_B = torch.ones_like(opens_B)
-        plan = Extension.plan(state.local, active_B.long(), 1, self.local.rope_theta, self.config.window)
+        plan = Extension.plan(state.local, active_B.long(), 1, self.local.rope, self.config.window)
         if plan is None:
             return self.head.weight.new_zeros(len(ids_B), self.config.vocab_size), state
         x_N1D = self.embedding(ids_B if plan.rows_N is None else ids_B[plan.rows_N])[:, None]

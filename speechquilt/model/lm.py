@@ -4,7 +4,7 @@ Place in the pipeline: a `protocols.LanguageModel`; receives a Batch, ignores it
 Trap: embeddings and head are untied (spec 2, 6.3), so the vocabulary counts twice in the parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,12 +12,17 @@ from torch import nn
 from speechquilt.nn.attention import KVState
 from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
 from speechquilt.types import Batch
+from speechquilt.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainLMConfig:
     vocab_size: int
     llama: LlamaConfig
+
+    def for_vocab(self, vocab: Vocab) -> "PlainLMConfig":
+        """The same model with the sizes of this vocabulary."""
+        return replace(self, vocab_size=vocab.size)
 
     def build(self, seed: int = 0) -> "PlainLM":
         model = PlainLM(self)
@@ -32,6 +37,10 @@ class PlainLM(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.llama.width)
         self.llama = LlamaStack(config.llama)
         self.head = nn.Linear(config.llama.width, config.vocab_size, bias=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts that a trainer shards, compiles and recomputes one by one."""
+        return list(self.llama.layers)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """-> `logits_BTV`, causal within each document."""

@@ -5,12 +5,13 @@ Trap: `KVState` is passed in and returned, but its cache tensors are written IN 
 after it was extended. `length_B` alone says what is valid, so resetting a row costs nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from speechquilt.nn.rope import rope_tables
+Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin tables of some positions
 
 
 def attend(
@@ -86,13 +87,18 @@ class Extension:
     start: int
     stop: int
     mask_NTS: torch.Tensor
-    rope: tuple[torch.Tensor, torch.Tensor]
+    rope: Rope
 
     @classmethod
     def plan(
-        cls, state: KVState, num_B: torch.Tensor, num_new: int, theta: float, window: int | None
+        cls,
+        state: KVState,
+        num_B: torch.Tensor,
+        num_new: int,
+        rope: Callable[[torch.Tensor], Rope],
+        window: int | None,
     ) -> "Extension | None":
-        """Row b appends the first `num_B[b]` of `num_new` tokens; None when no row appends any.
+        """Row b appends the first `num_B[b]` of `num_new` tokens; None when no row appends any. `rope`: positions -> tables.
 
         Raises ValueError when a row would outgrow its cache.
         """
@@ -118,7 +124,7 @@ class Extension:
             start=start,
             stop=stop,
             mask_NTS=back_NTS >= 0 if window is None else (back_NTS >= 0) & (back_NTS < window),
-            rope=rope_tables(slot_NT, state.k_LBSHK.shape[4], theta),
+            rope=rope(slot_NT),
         )
 
     def write_and_read(

@@ -12,13 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt.nn.attention import Extension, KVState, attend, causal_mask
-from speechquilt.nn.rope import rope_tables, rotate
+from speechquilt.nn.attention import Extension, KVState, Rope, attend, causal_mask
+from speechquilt.nn.rope import RopeScaling, rope_tables, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Sizes of a stack. `window`: self-attention reaches back over this many tokens; None = the whole document."""
+    """Sizes of a stack. `window`: self-attention reaches back over this many tokens; None = the whole document.
+
+    `head_width` 0 means width / num_heads. `qkv_bias` is Qwen2's, `qk_norm` (RMSNorm of each head's queries and keys)
+    Qwen3's, `rope_scaling` Llama 3.1's; a plain Llama has none of them.
+    """
 
     width: int
     num_layers: int
@@ -28,20 +32,28 @@ class LlamaConfig:
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-5
     window: int | None = None
+    head_width: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            raise ValueError(
-                f"width={self.width} must be num_heads={self.num_heads} times an even head width; change one of them"
-            )
+        if self.head_width == 0:
+            if self.width % self.num_heads:
+                raise ValueError(
+                    f"width={self.width} must be a multiple of num_heads={self.num_heads}; or give head_width"
+                )
+            object.__setattr__(self, "head_width", self.width // self.num_heads)
+        if self.head_width % 2:
+            raise ValueError(f"head_width={self.head_width} must be even, RoPE turns pairs; change width or num_heads")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}; change one of them"
             )
 
-    @property
-    def head_width(self) -> int:
-        return self.width // self.num_heads
+    def rope(self, pos_BT: torch.Tensor) -> Rope:
+        """Positions -> the tables that all layers share."""
+        return rope_tables(pos_BT, self.head_width, self.rope_theta, self.rope_scaling)
 
     def build(self, seed: int = 0) -> "LlamaStack":
         stack = LlamaStack(self)
@@ -61,6 +73,8 @@ def init_weights(module: nn.Module, generator: torch.Generator) -> None:
         if isinstance(child, nn.Linear):
             std = child.weight.shape[1] ** -0.5 * (writes if name.endswith(("o_proj", "down_proj")) else 1.0)
             nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std, generator=generator)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
         elif isinstance(child, nn.Embedding):
             nn.init.trunc_normal_(child.weight, a=-3.0, b=3.0, generator=generator)
         elif isinstance(child, nn.RMSNorm):
@@ -82,22 +96,20 @@ class SelfAttention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        kv_width = config.num_kv_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        q_width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, q_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_width, config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def _qkv(
-        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q_BHTK = rotate(split_heads(self.q_proj(x_BTD), self.num_heads), rope)
-        k_BHTK = rotate(split_heads(self.k_proj(x_BTD), self.num_kv_heads), rope)
+    def _qkv(self, x_BTD: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_BHTK = rotate(self.q_norm(split_heads(self.q_proj(x_BTD), self.num_heads)), rope)
+        k_BHTK = rotate(self.k_norm(split_heads(self.k_proj(x_BTD), self.num_kv_heads)), rope)
         return q_BHTK, k_BHTK, split_heads(self.v_proj(x_BTD), self.num_kv_heads)
 
-    def forward(
-        self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: Rope) -> torch.Tensor:
         q_BHTK, k_BHTK, v_BHTK = self._qkv(x_BTD, rope)
         return self.o_proj(merge_heads(attend(q_BHTK, k_BHTK, v_BHTK, mask_BTT)))
 
@@ -128,9 +140,7 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.ffn_width)
 
-    def forward(
-        self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: Rope) -> torch.Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), mask_BTT, rope)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
@@ -156,7 +166,7 @@ class LlamaStack(nn.Module):
         """`mask_BTT` bool, True = may attend; `pos_BT` default: the index in the row (RoPE is relative)."""
         if pos_BT is None:
             pos_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
-        rope = rope_tables(pos_BT, self.config.head_width, self.config.rope_theta)
+        rope = self.config.rope(pos_BT)
         for layer in self.layers:
             x_BTD = layer(x_BTD, mask_BTT, rope)
         return self.norm(x_BTD)
@@ -179,7 +189,7 @@ class LlamaStack(nn.Module):
         attention reads the caches up to the longest of them. Gives no gradients. Raises ValueError when a row outgrows
         `max_tokens`.
         """
-        plan = Extension.plan(state, num_B, x_BTD.shape[1], self.config.rope_theta, self.config.window)
+        plan = Extension.plan(state, num_B, x_BTD.shape[1], self.config.rope, self.config.window)
         if plan is None:
             return torch.zeros_like(x_BTD), state
         x_NTD = x_BTD if plan.rows_N is None else x_BTD[plan.rows_N]

@@ -5,12 +5,36 @@ Trap: two layouts exist (interleaved pairs, split halves). Ours is split halves,
 `LlamaForCausalLM` without a permutation.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 
 
-def rope_tables(pos_BT: torch.Tensor, head_width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the slow frequencies by `factor` (Hugging Face: rope_type "llama3").
+
+    Wavelengths above `original_max_positions / low_freq_factor` are stretched, those below
+    `original_max_positions / high_freq_factor` stay, between the two it goes over smoothly.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+def rope_tables(
+    pos_BT: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions -> `cos_B1TK`, `sin_B1TK` (float32), computed once per batch and shared by all layers."""
     inverse_K = theta ** -(torch.arange(0, head_width, 2, device=pos_BT.device, dtype=torch.float32) / head_width)
+    if scaling is not None:
+        turns_K = scaling.original_max_positions * inverse_K / (2 * math.pi)  # in the original context
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept_K = ((turns_K - low) / (high - low)).clamp(0, 1)
+        inverse_K = inverse_K * (kept_K + (1 - kept_K) / scaling.factor)
     angle_BTK = pos_BT[..., None].float() * inverse_K
     angle_BTK = torch.cat([angle_BTK, angle_BTK], dim=-1)
     return angle_BTK.cos()[:, None], angle_BTK.sin()[:, None]

@@ -5,7 +5,6 @@ the same number of units and the same steps, so a patched model reads more token
 Trap: a run folder remembers its patcher and vocabulary in `run.json`; a model without them cannot be used.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def train_lm(
     sources = {s: ShardFolder(path) for s, path in shards.items() if recipe.weights.get(s)}
     run = _run_of(sources, recipe.patcher)
     vocab = run.vocab
-    model_config = dataclasses.replace(recipe.model, vocab_size=vocab.size)
+    model_config = recipe.model.for_vocab(vocab)
     model = model_config.build(recipe.train.seed)
     weights = {s: recipe.weights[s] for s in sources}
     loader = recipe.pack.build(
