@@ -20,7 +20,7 @@ from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.types import IGNORE, AlignedWord, Batch, Utterance, Waveform
+from speechquilt.types import IGNORE, AlignedWord, Batch, UnitEnd, Utterance, Waveform
 
 NUM_SPEECH = 40
 WORDS = ["red", "blue", "dog", "cat", "runs", "sleeps", "here", "there"]
@@ -42,12 +42,13 @@ def spoken(words: tuple[str, ...]) -> AlignedTokens:
     """A language in which every word always sounds the same, with silence (token 0) at both ends."""
     runs = [(-1, np.array([0])), *((i, SOUND[w]) for i, w in enumerate(words)), (-1, np.array([0]))]
     word_T = np.concatenate([np.full(len(ids), i) for i, ids in runs])
+    kind_T = np.where(word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)
     return AlignedTokens(
         text=" ".join(words),
         words=words,
         ids_T=np.concatenate([ids for _, ids in runs]),
         word_of_token_T=word_T,
-        unit_end_T=np.append(word_T[1:] != word_T[:-1], True),
+        unit_end_T=np.where(np.append(word_T[1:] != word_T[:-1], True), kind_T, UnitEnd.NONE).astype(np.uint8),
     )
 
 
@@ -121,7 +122,8 @@ def test_a_model_of_whole_texts_cues_the_whole_text(raw):
     whole = []
     for words in SENTENCES:
         ids_T = spoken(words).ids_T
-        text, word_T, unit_end_T = " ".join(words), np.zeros(len(ids_T), int), np.arange(len(ids_T)) == len(ids_T) - 1
+        text, word_T = " ".join(words), np.zeros(len(ids_T), int)
+        unit_end_T = np.where(np.arange(len(ids_T)) == len(ids_T) - 1, UnitEnd.WORD, UnitEnd.NONE).astype(np.uint8)
         whole.append(
             AlignedTokens(text=text, words=(text,), ids_T=ids_T, word_of_token_T=word_T, unit_end_T=unit_end_T)
         )
@@ -211,7 +213,7 @@ def test_only_legal_ids_leave_the_engine(requests):
         assert span.unit_end_T.shape == span.ids_T.shape
         if span.reject not in ("empty text", "nothing speakable"):
             assert len(span.ids_T) > 0
-            assert span.unit_end_T[-1]
+            assert span.unit_end_T[-1] in (UnitEnd.WORD, UnitEnd.SILENCE)
 
 
 def biased(token: str) -> TextToTokenLM:

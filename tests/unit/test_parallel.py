@@ -14,7 +14,7 @@ from speechquilt.data.parallel import (
     interleave_parallel,
     tokens_of_words,
 )
-from speechquilt.types import AlignedWord
+from speechquilt.types import AlignedWord, UnitEnd
 
 
 def words_at(*times: tuple[float, float]) -> list[AlignedWord]:
@@ -50,7 +50,7 @@ def test_a_word_without_a_token_takes_the_nearest_silence_token():
 
 def test_no_words_and_no_tokens():
     assert tokens_of_words([], 3, 12.5).word_T.tolist() == [-1, -1, -1]
-    assert tokens_of_words([], 3, 12.5).unit_end_T.tolist() == [False, False, True]
+    assert tokens_of_words([], 3, 12.5).unit_end_T.tolist() == [UnitEnd.NONE, UnitEnd.NONE, UnitEnd.SILENCE]
     assert tokens_of_words(words_at((0, 1)), 0, 12.5).word_T.tolist() == []
 
 
@@ -84,7 +84,9 @@ def test_words_of_tokens_against_a_plain_loop(case):
         elif result.word_T[i] >= 0:  # lent to a word that had none, and only one
             assert (result.word_T == result.word_T[i]).sum() == 1
         last = i == num_tokens - 1
-        assert result.unit_end_T[i] == (last or result.word_T[i] != result.word_T[i + 1])
+        kind = UnitEnd.SILENCE if result.word_T[i] < 0 else UnitEnd.WORD
+        ends = last or result.word_T[i] != result.word_T[i + 1]
+        assert result.unit_end_T[i] == (kind if ends else UnitEnd.NONE)
     for k in set(range(len(alignment))) - set(spoken.tolist()):  # left without: really no silence between neighbours
         before, after = np.flatnonzero(spoken_before(result.word_T, k)), np.flatnonzero(result.word_T > k)
         low = before[-1] + 1 if len(before) else 0
@@ -173,7 +175,9 @@ def test_every_word_once_and_silence_split_at_switches(spoken, seed):
         pause_after = (after[0] if len(after) else len(spoken.ids_T)) - kept[last] - 1
         assert first == (-(-pause_before // 2) if a else pause_before)
         assert len(kept) - 1 - last == (-(-pause_after // 2) if b < len(spoken.words) else pause_after)
-        expected = np.append(word_T[1:] != word_T[:-1], True)
+        ends_T = np.append(word_T[1:] != word_T[:-1], True)
+        expected = np.where(ends_T, np.where(word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD), UnitEnd.NONE)
+        assert segment.unit_end_T.dtype == np.uint8
         np.testing.assert_array_equal(segment.unit_end_T, expected)
 
 

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.shards import MANIFEST, ShardFolder, ShardInfo, ShardWriter, is_complete, read_documents
-from speechquilt.types import Document, Segment
+from speechquilt.data.shards import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    ShardFolder,
+    ShardInfo,
+    ShardWriter,
+    is_complete,
+    read_documents,
+)
+from speechquilt.types import Document, Segment, UnitEnd
 
 INFO = ShardInfo(
     num_text=100, num_speech=50, text_fingerprint="text-a", speech_fingerprint="speech-a", made_by={"stage": "test"}
@@ -20,11 +28,11 @@ INFO = ShardInfo(
 def segments(draw):
     modality = draw(st.sampled_from(["text", "speech"]))
     ids = draw(st.lists(st.integers(0, 99 if modality == "text" else 49), max_size=12))
-    ends = draw(st.none() | st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    ends = draw(st.none() | st.lists(st.sampled_from(UnitEnd), min_size=len(ids), max_size=len(ids)))
     return Segment(
         modality=modality,
         ids_T=np.asarray(ids, dtype=np.int32),
-        unit_end_T=None if ends is None or modality == "text" else np.asarray(ends, dtype=bool),
+        unit_end_T=None if ends is None or modality == "text" else np.asarray(ends, dtype=np.uint8),
         loss=draw(st.booleans()),
     )
 
@@ -45,6 +53,7 @@ def assert_same(a: Document, b: Document) -> None:
         np.testing.assert_array_equal(x.ids_T, y.ids_T)
         assert (x.unit_end_T is None) == (y.unit_end_T is None)
         if x.unit_end_T is not None:
+            assert y.unit_end_T.dtype == np.uint8
             np.testing.assert_array_equal(x.unit_end_T, y.unit_end_T)
 
 
@@ -179,7 +188,7 @@ def test_damaged_or_newer_manifest(tmp_path):
     path.write_text(good[:40])
     with pytest.raises(ValueError, match=r"shards\.json is truncated"):
         ShardFolder(tmp_path / "s")
-    path.write_text(good.replace('"schema_version": 1', '"schema_version": 9'))
+    path.write_text(good.replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 9'))
     with pytest.raises(ValueError, match="schema_version 9"):
         ShardFolder(tmp_path / "s")
 

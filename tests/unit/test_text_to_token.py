@@ -21,7 +21,7 @@ from speechquilt.text_to_token.examples import (
 )
 from speechquilt.text_to_token.generate import EngineConfig, _read_answer, longest_loop, sample
 from speechquilt.text_to_token.model import TextToTokenConfig
-from speechquilt.types import IGNORE
+from speechquilt.types import IGNORE, UnitEnd
 from speechquilt.vocab import Special
 
 NUM_SPEECH = 40
@@ -35,12 +35,13 @@ VOCAB = CONFIG.vocab
 def utterance(runs: list[tuple[int, int]], words: tuple[str, ...], seed: int = 0) -> AlignedTokens:
     """`runs`: (word index or -1, tokens) in order."""
     word_T = np.concatenate([np.full(n, w) for w, n in runs])
+    kind_T = np.where(word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)
     return AlignedTokens(
         text=" ".join(words).capitalize() + ".",
         words=words,
         ids_T=np.random.default_rng(seed).integers(0, NUM_SPEECH, len(word_T)),
         word_of_token_T=word_T,
-        unit_end_T=np.append(word_T[1:] != word_T[:-1], True),
+        unit_end_T=np.where(np.append(word_T[1:] != word_T[:-1], True), kind_T, UnitEnd.NONE).astype(np.uint8),
     )
 
 
@@ -164,8 +165,8 @@ def test_every_span_length_is_drawn():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"unit_end_T": np.array([True])}, "one of each"),
-        ({"unit_end_T": np.array([False, False, True])}, "unit_end_T must be True"),
+        ({"unit_end_T": np.array([1], dtype=np.uint8)}, "one of each"),
+        ({"unit_end_T": np.array([0, 0, 2], dtype=np.uint8)}, "unit_end_T must be set"),
         ({"word_of_token_T": np.array([1, 0, 0])}, "must rise"),
         ({"word_of_token_T": np.array([0, 1, 2])}, "at most 1"),
     ],
@@ -316,7 +317,7 @@ def test_cues_and_word_ends_are_stripped_into_unit_ends():
     span = _read_answer(answer, VOCAB, 1, EngineConfig())
     assert span.reject == ""
     assert span.ids_T.tolist() == [3, 4, 5]
-    assert span.unit_end_T.tolist() == [False, True, True]
+    assert span.unit_end_T.tolist() == [UnitEnd.NONE, UnitEnd.SILENCE, UnitEnd.WORD]
 
 
 @pytest.mark.parametrize(
@@ -335,8 +336,8 @@ def test_cues_and_word_ends_are_stripped_into_unit_ends():
 def test_answers_are_refused_with_their_reason(ids, num_text, reason):
     span = _read_answer(np.array(ids), VOCAB, num_text, EngineConfig())
     assert span.reject == reason
-    assert span.unit_end_T.dtype == bool
-    assert span.unit_end_T[-1]
+    assert span.unit_end_T.dtype == np.uint8
+    assert span.unit_end_T[-1] in (UnitEnd.WORD, UnitEnd.SILENCE)
     assert len(span.ids_T) == len(span.unit_end_T)
 
 
