@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from speechquilt.config import fingerprint, from_dict, to_dict
 from speechquilt.nn.attention import KVState
+from speechquilt.nn.hugging_face import hugging_face_config, read_weights
 from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 WEIGHTS, HF_CONFIG, OURS, TEXT = "model.safetensors", "config.json", "text_to_token.json", "text_tokenizer.json"
-MAX_POSITIONS = 8192  # written for engines that want a limit; RoPE itself has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,8 @@ def save(folder: Path, model: TextToTokenLM, tokenizer: TextTokenizer, speech_fi
         "text_fingerprint": fingerprint(tokenizer.json),
         "speech_fingerprint": speech_fingerprint,
     }
-    _write_json(folder / HF_CONFIG, hugging_face_config(model))
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    _write_json(folder / HF_CONFIG, hugging_face_config(model.config.llama, model.vocab, dtype=dtype))
     _write_json(folder / OURS, ours)
     tokenizer.save(folder / TEXT)
 
@@ -150,38 +151,10 @@ def load(folder: Path) -> LoadedTextToToken:
         )
     model = TextToTokenLM(from_dict(TextToTokenConfig, ours))
     try:
-        model.load_state_dict(load_file(str(folder / WEIGHTS)))
+        model.load_state_dict(read_weights(folder / WEIGHTS))
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {OURS} beside it: {error}") from error
     return LoadedTextToToken(model=model.eval(), tokenizer=tokenizer, speech_fingerprint=speech_fingerprint)
-
-
-def hugging_face_config(model: TextToTokenLM) -> dict:
-    """The `config.json` under which `LlamaForCausalLM` computes the same logits."""
-    llama, vocab = model.config.llama, model.vocab
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab.size,
-        "hidden_size": llama.width,
-        "intermediate_size": llama.ffn_width,
-        "num_hidden_layers": llama.num_layers,
-        "num_attention_heads": llama.num_heads,
-        "num_key_value_heads": llama.num_kv_heads,
-        "head_dim": llama.head_width,
-        "hidden_act": "silu",
-        "max_position_embeddings": MAX_POSITIONS,
-        "rms_norm_eps": llama.norm_eps,
-        "rope_theta": llama.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": llama.rope_theta},  # transformers 5
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": vocab.bos,
-        "eos_token_id": vocab.eos,
-        "pad_token_id": vocab.pad,
-        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-    }
 
 
 def _write_json(path: Path, data: dict) -> None:
