@@ -15,7 +15,7 @@ from speechquilt.data.mixture import Mixture
 from speechquilt.data.pack import PackConfig
 from speechquilt.model.flops import training_flops
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.model.presets import toy_latent, toy_plain
+from speechquilt.model import presets
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
@@ -35,7 +35,7 @@ def documents(count: int) -> list[Document]:
 
 
 def measure(kind: str, patch: int, steps: int) -> dict[str, float]:
-    config = toy_plain(VOCAB.size) if kind == "plain" else toy_latent(VOCAB.size)
+    config = presets.plain("toy", VOCAB.size) if kind == "plain" else presets.latent("toy", VOCAB.size)
     patcher = PatcherConfig(kind="none" if kind == "plain" else "static", patch_size=patch).build()
     loader = PackConfig(rows=4, units_per_row=256, tokens_per_row=768).build(
         Mixture({"x": documents(400)}, {"x": 1.0}, 0), VOCAB, patcher, seed=0, total_batches=steps

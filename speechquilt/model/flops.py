@@ -1,4 +1,4 @@
-"""Training FLOPs of one batch, from the shapes that real tokens and units have (spec 2, section 8).
+"""FLOPs of a batch, part by part, from the shapes that real tokens and units have (spec 2, section 8).
 
 Place in the pipeline: objectives log it, so that runs can be compared at equal compute.
 Trap: it counts what the model needs, causal pairs inside documents and no padding, not what a dense masked kernel spends
@@ -14,15 +14,24 @@ from speechquilt.model.lm import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.types import IGNORE, Batch
 
+BACKWARD = 2  # times the forward pass: one product for the inputs' gradient, one for the weights'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What of a batch costs compute, padding left out; pairs are (query, key) pairs within documents."""
+    """What of a batch costs compute, padding left out; pairs are (query, key) pairs within documents.
+
+    `local`: tokens that run through the local modules; `pooled_tokens`, `pooled_units`: those that are pooled, and into how
+    many units. With one stream (plain models, text through the decoder) they are all tokens and all units.
+    """
 
     tokens: int
     units: int
-    token_pairs: int
+    local: int
+    pooled_tokens: int
+    pooled_units: int
     unit_pairs: int
+    local_pairs: int
     visible_pairs: int
 
 
@@ -33,15 +42,25 @@ def real_tokens(batch: Batch) -> torch.Tensor:
     return index_T <= last_B[:, None]
 
 
-def sizes(batch: Batch, token_window: int | None, unit_window: int | None, visible_window: int | None) -> Sizes:
-    """Count a batch; a window bounds how far back a query reaches, None = to the document's start."""
+def sizes(config: PlainLMConfig | LatentLMConfig, batch: Batch) -> Sizes:
+    """Count a batch for a model; windows bound how far back a query reaches."""
     real_BT, doc_BT, unit_BT = real_tokens(batch), batch.doc_BT, batch.unit_BT
     starts_BT = torch.ones_like(real_BT)
     starts_BT[:, 1:] = doc_BT[:, 1:] != doc_BT[:, :-1]
     index_BT = torch.arange(doc_BT.shape[1], device=doc_BT.device).expand_as(doc_BT)
     first_token_BT = torch.where(starts_BT, index_BT, 0).cummax(1).values
-    first_unit_BT = unit_BT.gather(1, first_token_BT)
     opens_BT = real_BT if batch.opens_BT is None else real_BT & batch.opens_BT
+    local_BT, pooled_BT = real_BT, real_BT
+    unit_window, local_window, visible_window = None, None, None
+    if isinstance(config, LatentLMConfig):
+        local_BT = real_BT & config.is_local(batch.ids_BT)
+        pooled_BT = real_BT & config.is_pooled(batch.ids_BT)
+        unit_window, local_window, visible_window = config.global_.window, config.window, config.window
+    else:
+        unit_BT, opens_BT, unit_window = index_BT, real_BT, config.llama.window
+    first_unit_BT = unit_BT.gather(1, first_token_BT)
+    place_BT = local_BT.long().cumsum(1)  # in the local stream, counted from 1
+    before_BT = (place_BT - local_BT.long()).gather(1, first_token_BT)  # local tokens of earlier documents
 
     def pairs(seen_BT: torch.Tensor, of_BT: torch.Tensor, window: int | None) -> int:
         seen_BT = seen_BT if window is None else seen_BT.clamp(max=window)
@@ -50,41 +69,95 @@ def sizes(batch: Batch, token_window: int | None, unit_window: int | None, visib
     return Sizes(
         tokens=int(real_BT.sum()),
         units=int(opens_BT.sum()),
-        token_pairs=pairs(index_BT - first_token_BT + 1, real_BT, token_window),
+        local=int(local_BT.sum()),
+        pooled_tokens=int(pooled_BT.sum()),
+        pooled_units=int((pooled_BT & opens_BT).sum()),
         unit_pairs=pairs(unit_BT - first_unit_BT + 1, opens_BT, unit_window),
-        visible_pairs=pairs(batch.visible_BT - first_unit_BT, real_BT, visible_window),
+        local_pairs=pairs(place_BT - before_BT, local_BT, local_window),
+        visible_pairs=pairs(batch.visible_BT - first_unit_BT, local_BT, visible_window),
     )
 
 
 def training_flops(config: PlainLMConfig | LatentLMConfig, batch: Batch) -> float:
-    """FLOPs of forward and backward (three times forward) over the real tokens and units of one batch."""
+    """FLOPs of forward and backward over the real tokens and units of one batch."""
+    return (1 + BACKWARD) * sum(forward_flops(config, sizes(config, batch)).values())
+
+
+def forward_flops(config: PlainLMConfig | LatentLMConfig, size: Sizes) -> dict[str, float]:
+    """Part -> FLOPs. "global": the large transformer; "local": blocks of encoder and decoder; "cross": pooling, the maps
+    between the two widths and all cross-attention; "heads": next-token logits."""
     if isinstance(config, PlainLMConfig):
-        size = sizes(batch, config.llama.window, None, None)
-        head = 2 * config.vocab_size * config.llama.width * size.tokens
-        return 3.0 * (head + _stack_flops(config.llama, size.tokens, size.token_pairs))
-    size = sizes(batch, config.window, config.global_.window, config.window)
-    return 3.0 * (_stack_flops(config.global_, size.units, size.unit_pairs) + _local_flops(config, size))
+        return {
+            "global": _stack(config.llama, size.tokens, size.unit_pairs),
+            "heads": 2 * config.vocab_size * config.llama.width * size.tokens,
+        }
+    local_ids = config.vocab_size - config.first_local_id
+    text_head = config.num_global_ids * config.global_.width * (size.tokens - size.local)
+    return {
+        "global": _stack(config.global_, size.units, size.unit_pairs),
+        "local": _stack(config.local, size.local, size.local_pairs),
+        "cross": _cross(config, size),
+        "heads": 2 * (local_ids * config.local_width * size.local + text_head),
+    }
 
 
-def _stack_flops(config: LlamaConfig, positions: int, pairs: int) -> int:
-    """2 N per position, and scores and mixing over all pairs: 4 L d per pair."""
-    kv_width = config.num_kv_heads * config.head_width
-    weights = 2 * config.width**2 + 2 * config.width * kv_width + 3 * config.width * config.ffn_width
-    return config.num_layers * (2 * weights * positions + 4 * config.width * pairs)
+def _stack(config: LlamaConfig, positions: int, pairs: int) -> int:
+    """2 N per position, and scores and mixing over all pairs: 4 L x (width of all heads) per pair."""
+    q_width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    weights = config.width * (2 * q_width + 2 * kv_width + 3 * config.ffn_width)
+    return config.num_layers * (2 * weights * positions + 4 * q_width * pairs)
 
 
-def _local_flops(config: LatentLMConfig, size: Sizes) -> int:
-    """Everything but the global stack: local blocks, both cross-attentions, the linears between widths, the head."""
+def _cross(config: LatentLMConfig, size: Sizes) -> int:
     d, k, layers = config.local_width, config.queries, config.decoder_layers
     unit_width = k * d
-    per_token = 2 * d**2 * (1 + layers) + config.vocab_size * d  # keys and values / queries and outputs; the head
-    per_unit = d * unit_width + config.global_.width * unit_width + 2 * k * d**2 * (1 + layers)
+    per_local = 2 * d**2 * layers  # queries and outputs of the decoder's cross-attention
+    per_pooled_token = 2 * d**2  # keys and values
+    per_pooled_unit = d * unit_width + 2 * k * d**2  # pooled vector to queries, their attention's input and output maps
     if unit_width != config.global_.width:
-        per_unit += unit_width * config.global_.width
-    attention = 4 * d * k * (size.tokens + layers * size.visible_pairs)  # a token is read by the k queries of its unit
-    return (
-        _stack_flops(config.local, size.tokens, size.token_pairs)
-        + 2 * per_token * size.tokens
-        + 2 * per_unit * size.units
-        + attention
+        per_pooled_unit += unit_width * config.global_.width
+    per_unit = config.global_.width * unit_width + 2 * k * d**2 * layers  # what the decoder reads of it
+    attention = (
+        4 * d * k * (size.pooled_tokens + layers * size.visible_pairs)
+    )  # a token is read by its unit's k queries
+    maps = per_pooled_token * size.pooled_tokens + per_pooled_unit * size.pooled_units
+    return 2 * (per_local * size.local + maps + per_unit * size.units) + attention
+
+
+PAPER_SPEECH, PAPER_TEXT = (
+    0.77,
+    2.23,
+)  # tokens: one part interleaved (0.77 speech, 0.23 text), two parts text (Table 13)
+
+
+def paper_units(patch: int) -> float:
+    """Units of the paper's mixture per 3.00 of its tokens: 3.00 without patches, 2.42 at 4 (spec 2, section 8)."""
+    return PAPER_SPEECH / patch + PAPER_TEXT
+
+
+def paper_row(config: PlainLMConfig | LatentLMConfig, patch: int, units: int = 4096) -> Sizes:
+    """One row full of the paper's mixture, as if it were one document; markers and short last patches are not counted."""
+    tokens = units * (PAPER_SPEECH + PAPER_TEXT) / paper_units(patch)
+    local, pooled_units, window, visible = tokens, float(units), None, None
+    if isinstance(config, LatentLMConfig):
+        window = visible = config.window
+        if config.bypass:
+            local = tokens * PAPER_SPEECH / (PAPER_SPEECH + PAPER_TEXT)
+            pooled_units = local / patch
+    return Sizes(
+        tokens=round(tokens),
+        units=units,
+        local=round(local),
+        pooled_tokens=round(local),
+        pooled_units=round(pooled_units),
+        unit_pairs=round(_causal_pairs(units, None)),
+        local_pairs=round(_causal_pairs(local, window)),
+        visible_pairs=round(_causal_pairs(units, visible) * local / units),
     )
+
+
+def _causal_pairs(n: float, window: int | None) -> float:
+    """Queries 1..n, each reading all up to itself, or the last `window`."""
+    if window is None or n <= window:
+        return n * (n + 1) / 2
+    return window * n - window * (window - 1) / 2

@@ -5,22 +5,41 @@ output may be read. Without them every token is a unit.
 Trap: the prediction at t reads the global outputs of units < visible[t], which is one less than it seems inside an open
 patch. `step` mirrors this: a unit runs through the global transformer when it closes, or, a short patch, when the next
 token opens another unit.
+
+Two ways for text (`text_path`). "decoder": one stream, every token goes through the local modules, as the paper's patcher
+does. "bypass": text and special tokens are embedded straight into the global transformer and predicted from its output;
+only speech spans, from their marker on, run through the local modules. It costs less, and the global transformer with
+`text_embedding` and `text_head` is an ordinary text LM, so that a pretrained one can take its place (`warm_start`).
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
 
-from speechquilt.nn.attention import Extension, KVState, attend, causal_mask, read_cache, write_cache
-from speechquilt.nn.llama import LlamaBlock, LlamaConfig, LlamaStack, init_weights, merge_heads, split_heads
+from speechquilt.model.local import DecoderLayer, UnitEncoder
+from speechquilt.nn.attention import (
+    Extension,
+    KVState,
+    Mask,
+    MaskRule,
+    build_mask,
+    causal_mask,
+    read_cache,
+    write_cache,
+)
+from speechquilt.nn.llama import LlamaBlock, LlamaConfig, LlamaStack, init_weights
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLMConfig:
-    """`queries` vectors per unit (k); `window`: reach of local self-attention in tokens and of cross-attention in units."""
+    """`queries` vectors per unit (k); `window`: reach of local self-attention in tokens and of cross-attention in units.
+
+    `vocab_size` and `num_text` (where the special ids begin; "bypass" alone needs it) come from `for_vocab`.
+    """
 
     vocab_size: int
     global_: LlamaConfig
@@ -31,6 +50,8 @@ class LatentLMConfig:
     local_ffn: int
     queries: int = 2
     window: int = 512
+    text_path: Literal["decoder", "bypass"] = "decoder"
+    num_text: int = 0
 
     @property
     def local(self) -> LlamaConfig:
@@ -46,94 +67,65 @@ class LatentLMConfig:
             window=self.window,
         )
 
+    @property
+    def bypass(self) -> bool:
+        return self.text_path == "bypass"
+
+    @property
+    def num_global_ids(self) -> int:
+        """Ids that the global transformer reads and predicts itself: text and specials, or none."""
+        return self._offsets.speech_start if self.bypass else 0
+
+    @property
+    def first_local_id(self) -> int:
+        """Ids from here on have a row in the local embedding and head."""
+        return self.num_text if self.bypass else 0
+
+    @property
+    def speech_marker(self) -> int:
+        return self._offsets.marker("speech")
+
+    @property
+    def _offsets(self) -> Vocab:
+        return Vocab(num_text=self.num_text, num_speech=0)
+
+    def is_pooled(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which ids reach the global transformer as part of a pooled unit, not by an embedding of their own."""
+        return ids >= self.num_global_ids
+
+    def is_local(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which ids run through the local modules: with the bypass speech and its marker, else all."""
+        return self.is_pooled(ids) | (ids == self.speech_marker)
+
     def for_vocab(self, vocab: Vocab) -> "LatentLMConfig":
         """The same model with the sizes of this vocabulary."""
-        return replace(self, vocab_size=vocab.size)
+        return replace(self, vocab_size=vocab.size, num_text=vocab.num_text)
 
     def build(self, seed: int = 0) -> "LatentLM":
+        """Raises ValueError when a size is missing."""
+        if self.vocab_size <= self.num_global_ids:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} must exceed the {self.num_global_ids} text and special ids; "
+                "take both from the vocabulary with for_vocab"
+            )
         model = LatentLM(self)
         init_weights(model, torch.Generator().manual_seed(seed))
         return model
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention from one stream to another: RMSNorm on both sides, no RoPE, residual added once."""
+@dataclass(frozen=True, kw_only=True)
+class LocalStream:
+    """The tokens of a batch that run through the local modules, L per row, in order.
 
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.kv_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
-
-    def keys_values(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is attended to -> keys and values `[B, H, S, K]`."""
-        x_BSD = self.kv_norm(x_BSD)
-        return split_heads(self.k_proj(x_BSD), self.num_heads), split_heads(self.v_proj(x_BSD), self.num_heads)
-
-    def forward(
-        self, x_BTD: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask_BTS: torch.Tensor
-    ) -> torch.Tensor:
-        q_BHTK = split_heads(self.q_proj(self.q_norm(x_BTD)), self.num_heads)
-        return x_BTD + self.o_proj(merge_heads(attend(q_BHTK, k_BHSK, v_BHSK, mask_BTS)))
-
-
-class UnitEncoder(nn.Module):
-    """Token states of a unit -> its vector: max-pool, linear to k queries, cross-attention to the unit's own tokens.
-
-    `forward` works on all units of a batch at once, by segments: a token belongs to exactly one unit, so the softmax
-    runs over tokens grouped by unit and no units x tokens matrix is made. `over` works on padded units, for `step`.
+    `index_BL`: their places in the row, T for the slots that a row does not use; None = the whole row. `ids_BL` are rows of
+    the local embedding; `unit_BL` the unit a token is pooled into, U for none; `visible_BL` as in `Batch`.
     """
 
-    def __init__(self, config: LlamaConfig, queries: int) -> None:
-        super().__init__()
-        self.queries = queries
-        self.to_queries = nn.Linear(config.width, queries * config.width, bias=False)
-        self.cross = CrossAttention(config)
-
-    def forward(self, h_MD: torch.Tensor, unit_M: torch.Tensor, num_units: int) -> torch.Tensor:
-        """M tokens of all rows, `unit_M` in 0..num_units-1 -> `[num_units, k * D]`; units without tokens: anything finite."""
-        cross, k, H = self.cross, self.queries, self.cross.num_heads
-        D = h_MD.shape[1]
-        pooled_UD = _segment_max(h_MD, unit_M, num_units)
-        query_UkD = self.to_queries(pooled_UD).view(num_units, k, D)
-        q_UkHK = cross.q_proj(cross.q_norm(query_UkD)).view(num_units, k, H, D // H)
-        kv_MD = cross.kv_norm(h_MD)
-        key_MHK, value_MHK = (proj(kv_MD).view(-1, 1, H, D // H) for proj in (cross.k_proj, cross.v_proj))
-        score_MkH = (q_UkHK.index_select(0, unit_M) * key_MHK).sum(-1, dtype=torch.float32) * (D // H) ** -0.5
-        top_UkH = _segment_max(score_MkH.detach().flatten(1), unit_M, num_units).view(num_units, k, H)
-        weight_MkH = (score_MkH - top_UkH.index_select(0, unit_M)).exp()
-        total_UkH = weight_MkH.new_zeros(num_units, k, H).index_add(0, unit_M, weight_MkH)
-        mixed_MD = (weight_MkH[..., None] * value_MHK).flatten(1)
-        mixed_UkHK = mixed_MD.new_zeros(num_units, k * D).index_add(0, unit_M, mixed_MD).view(num_units, k, H, -1)
-        # The largest weight of a unit is exp(0) = 1, so the clamp touches only units without tokens.
-        mixed_UkHK = mixed_UkHK / total_UkH.clamp_min(1.0)[..., None]
-        return (query_UkD + cross.o_proj(mixed_UkHK.flatten(2).to(h_MD.dtype))).flatten(1)
-
-    def over(self, h_NPD: torch.Tensor, valid_NP: torch.Tensor) -> torch.Tensor:
-        """N units padded to P tokens -> `[N, k * D]`."""
-        pooled_ND = h_NPD.masked_fill(~valid_NP[..., None], -torch.inf).amax(1)
-        query_NkD = self.to_queries(pooled_ND).view(len(h_NPD), self.queries, -1)
-        keys, values = self.cross.keys_values(h_NPD)
-        return self.cross(query_NkD, keys, values, valid_NP[:, None].expand(-1, self.queries, -1)).flatten(1)
-
-
-def _segment_max(x_MD: torch.Tensor, segment_M: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Maximum over the rows of each segment, 0 where a segment has none."""
-    index_MD = segment_M[:, None].expand_as(x_MD)
-    return x_MD.new_zeros(num_segments, x_MD.shape[1]).scatter_reduce(0, index_MD, x_MD, "amax", include_self=False)
-
-
-class DecoderLayer(nn.Module):
-    """Cross-attention to the visible units, then an ordinary causal block."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.cross = CrossAttention(config)
-        self.block = LlamaBlock(config)
+    index_BL: torch.Tensor | None
+    ids_BL: torch.Tensor
+    doc_BL: torch.Tensor
+    unit_BL: torch.Tensor
+    visible_BL: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,49 +157,101 @@ class LatentLM(nn.Module):
     def __init__(self, config: LatentLMConfig) -> None:
         super().__init__()
         self.config, self.local = config, config.local
-        unit_width = config.queries * config.local_width
-        self.embedding = nn.Embedding(config.vocab_size, config.local_width)
+        width, unit_width = config.global_.width, config.queries * config.local_width
+        num_local_ids = config.vocab_size - config.first_local_id
+        if config.bypass:
+            self.text_embedding = nn.Embedding(config.num_global_ids, width)
+            self.text_head = nn.Linear(width, config.num_global_ids, bias=False)
+        self.embedding = nn.Embedding(num_local_ids, config.local_width)
         self.encoder = nn.ModuleList(LlamaBlock(self.local) for _ in range(config.encoder_layers))
         self.unit_encoder = UnitEncoder(self.local, config.queries)
-        self.to_global = (
-            nn.Identity() if unit_width == config.global_.width else nn.Linear(unit_width, config.global_.width, False)
-        )
+        self.to_global = nn.Identity() if unit_width == width else nn.Linear(unit_width, width, False)
         self.global_ = LlamaStack(config.global_)
-        self.from_global = nn.Linear(config.global_.width, unit_width, bias=False)
+        self.from_global = nn.Linear(width, unit_width, bias=False)
         self.decoder = nn.ModuleList(DecoderLayer(self.local) for _ in range(config.decoder_layers))
         self.norm = nn.RMSNorm(config.local_width, eps=config.global_.norm_eps)
-        self.head = nn.Linear(config.local_width, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.local_width, num_local_ids, bias=False)
 
     def blocks(self) -> list[nn.Module]:
         """The parts that a trainer shards, compiles and recomputes one by one."""
         return [*self.encoder, *self.global_.layers, *self.decoder]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """-> `logits_BTV`; masks and RoPE tables are made once and shared by all layers."""
-        mask_BTT = causal_mask(batch.doc_BT, self.config.window)
-        pos_1T = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)[None]
-        rope = self.local.rope(pos_1T)
-        x_BTD = self.embedding(batch.ids_BT)
-        for block in self.encoder:
-            x_BTD = block(x_BTD, mask_BTT, rope)
-        unit_BT = batch.unit_BT
-        num_units = int(unit_BT[:, -1].max()) + 1
-        doc_BU = unit_docs(batch.doc_BT, unit_BT, num_units)
-        key_BSD = self._global_keys(x_BTD, unit_BT, doc_BU)
-        mask_BTS = cross_mask(batch, doc_BU, self.config.window).repeat_interleave(self.config.queries, dim=2)
-        for layer in self.decoder:
-            assert isinstance(layer, DecoderLayer)
-            x_BTD = layer.cross(x_BTD, *layer.cross.keys_values(key_BSD), mask_BTS)
-            x_BTD = layer.block(x_BTD, mask_BTT, rope)
-        return self.head(self.norm(x_BTD))
+        """-> `logits_BTV`; masks and RoPE tables are made once and shared by all layers.
 
-    def _global_keys(self, h_BTD: torch.Tensor, unit_BT: torch.Tensor, doc_BU: torch.Tensor) -> torch.Tensor:
-        """Token states -> what the decoder attends to, k vectors per unit: `[B, U * k, D]`."""
-        B, U = doc_BU.shape
-        flat_M = (unit_BT + U * torch.arange(B, device=unit_BT.device)[:, None]).flatten()
-        z_BUD = self.to_global(self.unit_encoder(h_BTD.flatten(0, 1), flat_M, B * U)).view(B, U, -1)
-        g_BUD = self.global_(z_BUD, self.global_.mask(doc_BU))
-        return self.from_global(g_BUD).view(B, U * self.config.queries, -1)
+        With the text bypass, ids that cannot follow (speech after text without a marker, text within speech) get -inf.
+        """
+        num_units = batch.num_units or int(batch.unit_BT[:, -1].max()) + 1
+        stream = self._stream(batch, num_units)
+        mask = causal_mask(stream.doc_BL, self.config.window)
+        rope = self.local.rope(torch.arange(stream.ids_BL.shape[1], device=stream.ids_BL.device)[None])
+        x_BLD = self.embedding(stream.ids_BL)
+        for block in self.encoder:
+            x_BLD = block(x_BLD, mask, rope)
+        doc_BU = unit_docs(batch.doc_BT, batch.unit_BT, num_units)
+        g_BUD = self.global_(self._unit_vectors(x_BLD, stream, batch, num_units), self.global_.mask(doc_BU))
+        units_BSD = self.from_global(g_BUD).view(len(g_BUD), -1, self.config.local_width)
+        across = cross_mask(stream, doc_BU, self.config.queries, self.config.window)
+        for layer in self.decoder:
+            x_BLD = layer(x_BLD, units_BSD, across, mask, rope)
+        logits_BLV = self.head(self.norm(x_BLD))
+        return logits_BLV if stream.index_BL is None else self._place_logits(logits_BLV, g_BUD, stream.index_BL, batch)
+
+    def _stream(self, batch: Batch, num_units: int) -> LocalStream:
+        """The whole row, or with the bypass its speech spans closed up."""
+        if not self.config.bypass:
+            return LocalStream(
+                index_BL=None,
+                ids_BL=batch.ids_BT,
+                doc_BL=batch.doc_BT,
+                unit_BL=batch.unit_BT,
+                visible_BL=batch.visible_BT,
+            )
+        local_BT = self.config.is_local(batch.ids_BT)
+        num_local = batch.num_local or max(1, int(local_BT.sum(1).max()))
+        B, T = local_BT.shape
+        slot_BT = torch.where(local_BT, local_BT.long().cumsum(1) - 1, num_local)
+        place_BT = torch.arange(T, device=local_BT.device).expand(B, T)
+        index_BL = place_BT.new_full((B, num_local + 1), T).scatter(1, slot_BT, place_BT)[:, :num_local]
+        used_BL = index_BL < T
+
+        def pick(x_BT: torch.Tensor, unused: int) -> torch.Tensor:
+            return torch.where(used_BL, x_BT.gather(1, index_BL.clamp(max=T - 1)), unused)
+
+        ids_BL = pick(batch.ids_BT, self.config.speech_marker)
+        return LocalStream(
+            index_BL=index_BL,
+            ids_BL=ids_BL - self.config.first_local_id,
+            doc_BL=pick(batch.doc_BT, T),  # of no unit's document, so unused slots read no unit
+            unit_BL=torch.where(self.config.is_pooled(ids_BL), pick(batch.unit_BT, num_units), num_units),
+            visible_BL=pick(batch.visible_BT, 0),
+        )
+
+    def _unit_vectors(self, h_BLD: torch.Tensor, stream: LocalStream, batch: Batch, num_units: int) -> torch.Tensor:
+        """Encoder states -> what the global transformer reads, `[B, U, global width]`."""
+        B, slots = len(h_BLD), num_units + 1  # the last slot of a row collects what is pooled into no unit
+        flat_M = (stream.unit_BL + slots * torch.arange(B, device=h_BLD.device)[:, None]).flatten()
+        z_BUD = self.to_global(self.unit_encoder(h_BLD.flatten(0, 1), flat_M, B * slots)).view(B, slots, -1)[:, :-1]
+        if not self.config.bypass:
+            return z_BUD
+        ids_BU = batch.ids_BT.new_zeros(B, num_units).scatter(1, batch.unit_BT, batch.ids_BT)
+        pooled_BU = self.config.is_pooled(ids_BU)
+        text_BUD = self.text_embedding(ids_BU.masked_fill(pooled_BU, 0))
+        return torch.where(pooled_BU[..., None], z_BUD, text_BUD.to(z_BUD.dtype))
+
+    def _place_logits(
+        self, logits_BLV: torch.Tensor, g_BUD: torch.Tensor, index_BL: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
+        """Local logits at the tokens of speech spans, those of the global outputs at all others: `[B, T, V]`."""
+        B, T = batch.ids_BT.shape
+        row_B1 = torch.arange(B, device=index_BL.device)[:, None]
+        place_BT = torch.where(self.config.is_local(batch.ids_BT), T, torch.arange(T, device=index_BL.device))
+        place_BU = place_BT.new_full(g_BUD.shape[:2], T).scatter_reduce(1, batch.unit_BT, place_BT, "amin")
+        text_BUV = self.text_head(g_BUD)
+        out_BTV = text_BUV.new_full((B, T + 1, self.config.vocab_size), -torch.inf)  # slot T takes what has no place
+        out_BTV[row_B1, place_BU, : self.config.num_global_ids] = text_BUV
+        out_BTV[row_B1, index_BL, self.config.first_local_id :] = logits_BLV.to(out_BTV.dtype)
+        return out_BTV[:, :T]
 
     def init_state(self, num_rows: int, max_tokens: int) -> LatentState:
         """One document per row, up to `max_tokens` tokens each."""
@@ -246,21 +290,38 @@ class LatentLM(nn.Module):
         """
         if active_B is None:
             active_B = torch.ones_like(opens_B)
-        plan = Extension.plan(state.local, active_B.long(), 1, self.local.rope, self.config.window)
+        pooled_B, local_B = active_B & self.config.is_pooled(ids_B), active_B & self.config.is_local(ids_B)
+        state = self._close(active_B & opens_B & (state.open_B > 0), state)
+        logits_BV = self.head.weight.new_zeros(len(ids_B), self.config.vocab_size)
+        if self.config.bypass:
+            logits_BV = logits_BV.masked_fill(active_B[:, None], -torch.inf)
+            state = self._step_text(ids_B, active_B & ~pooled_B, logits_BV, state)
+        plan = Extension.plan(state.local, local_B.long(), 1, self.local.rope, self.config.window)
         if plan is None:
-            return self.head.weight.new_zeros(len(ids_B), self.config.vocab_size), state
-        x_N1D = self.embedding(ids_B if plan.rows_N is None else ids_B[plan.rows_N])[:, None]
+            return logits_BV, state
+        rows_N = torch.arange(len(ids_B), device=ids_B.device) if plan.rows_N is None else plan.rows_N
+        x_N1D = self.embedding(ids_B[rows_N] - self.config.first_local_id)[:, None]
         for i, block in enumerate(self.encoder):
             assert isinstance(block, LlamaBlock)
             x_N1D = block.extend(x_N1D, i, state.local, plan)
-        state = self._close(active_B & opens_B & (state.open_B > 0), state)
-        state = _append_to_open(x_N1D[:, 0], opens_B, active_B, state)
-        state = self._close(active_B & closes_B, state)
+        state = _append_to_open(x_N1D[pooled_B[rows_N], 0], opens_B, pooled_B, state)
+        state = self._close(pooled_B & closes_B, state)
         x_N1D = self._decode(x_N1D, state, plan)
-        logits_BV = self.head(self.norm(x_N1D[:, 0]))
-        if plan.rows_N is not None:
-            logits_BV = logits_BV.new_zeros(len(ids_B), logits_BV.shape[1]).index_copy(0, plan.rows_N, logits_BV)
-        return logits_BV, replace(state, local=state.local.advance(active_B.long()))
+        logits_BV[rows_N, self.config.first_local_id :] = self.head(self.norm(x_N1D[:, 0])).to(logits_BV.dtype)
+        return logits_BV, replace(state, local=state.local.advance(local_B.long()))
+
+    def _step_text(
+        self, ids_B: torch.Tensor, rows_B: torch.Tensor, logits_BV: torch.Tensor, state: LatentState
+    ) -> LatentState:
+        """Text and special tokens of the bypass: each is a unit; `logits_BV` of those rows is filled in place."""
+        if not bool(rows_B.any()):
+            return state
+        z_BD = self.text_embedding(ids_B.masked_fill(~rows_B, 0))
+        g_BD, state = self._run_units(z_BD, rows_B, state)
+        logits_BV[rows_B, : self.config.num_global_ids] = self.text_head(g_BD[rows_B]).to(logits_BV.dtype)
+        speech_N = (rows_B & (ids_B == self.config.speech_marker)).nonzero()[:, 0]
+        logits_BV[speech_N] = -torch.inf  # what follows a speech marker is the decoder's to say
+        return state
 
     def _close(self, rows_B: torch.Tensor, state: LatentState) -> LatentState:
         """The open unit of these rows is complete: run it through the global transformer, show it to the decoder."""
@@ -272,6 +333,13 @@ class LatentLM(nn.Module):
         valid_NP = torch.arange(longest, device=num_N.device) < num_N[:, None]
         z_ND = self.to_global(self.unit_encoder.over(state.open_BPD[rows_N, :longest], valid_NP))
         z_BD = z_ND.new_zeros(len(rows_B), z_ND.shape[1]).index_copy(0, rows_N, z_ND)
+        return self._run_units(z_BD, rows_B, replace(state, open_B=state.open_B.masked_fill(rows_B, 0)))[1]
+
+    def _run_units(
+        self, z_BD: torch.Tensor, rows_B: torch.Tensor, state: LatentState
+    ) -> tuple[torch.Tensor, LatentState]:
+        """One unit of each of these rows through the global transformer -> its outputs; the decoder may read them."""
+        rows_N = rows_B.nonzero()[:, 0]
         g_BD, global_state = self.global_.step(z_BD, state.global_, rows_B)
         k = self.config.queries
         key_NkD = self.from_global(g_BD[rows_N]).view(len(rows_N), k, -1)
@@ -281,12 +349,7 @@ class LatentLM(nn.Module):
             keys, values = layer.cross.keys_values(key_NkD)
             write_cache(state.cross.k_LBSHK[i], rows_N, slot_Nk, keys)
             write_cache(state.cross.v_LBSHK[i], rows_N, slot_Nk, values)
-        return replace(
-            state,
-            global_=global_state,
-            cross=state.cross.advance(k * rows_B.long()),
-            open_B=state.open_B.masked_fill(rows_B, 0),
-        )
+        return g_BD, replace(state, global_=global_state, cross=state.cross.advance(k * rows_B.long()))
 
     def _decode(self, x_N1D: torch.Tensor, state: LatentState, plan: Extension) -> torch.Tensor:
         """The decoder layers for one new token per row; every closed unit is visible, the last `window` of them."""
@@ -304,19 +367,19 @@ class LatentLM(nn.Module):
         return x_N1D
 
 
-def _append_to_open(
-    h_ND: torch.Tensor, opens_B: torch.Tensor, active_B: torch.Tensor, state: LatentState
-) -> LatentState:
-    """The active rows' new token joins their open unit; the buffer doubles when a unit outgrows it."""
-    if bool((active_B & ~opens_B & (state.open_B == 0)).any()):
+def _append_to_open(h_ND: torch.Tensor, opens_B: torch.Tensor, rows_B: torch.Tensor, state: LatentState) -> LatentState:
+    """The new token of these rows (N of them) joins their open unit; the buffer doubles when a unit outgrows it."""
+    if bool((rows_B & ~opens_B & (state.open_B == 0)).any()):
         raise ValueError("a token with opens=False follows a closed unit; the patcher's step must open a new one")
-    rows_N = active_B.nonzero()[:, 0]
+    rows_N = rows_B.nonzero()[:, 0]
+    if len(rows_N) == 0:
+        return state
     slot_N, size = state.open_B[rows_N], state.open_BPD.shape[1]
     open_BPD = state.open_BPD
     if int(slot_N.max()) >= size:
         open_BPD = torch.cat([open_BPD, torch.zeros_like(open_BPD)], dim=1)
     open_BPD[rows_N, slot_N] = h_ND
-    return replace(state, open_BPD=open_BPD, open_B=state.open_B + active_B.long())
+    return replace(state, open_BPD=open_BPD, open_B=state.open_B + rows_B.long())
 
 
 def unit_docs(doc_BT: torch.Tensor, unit_BT: torch.Tensor, num_units: int) -> torch.Tensor:
@@ -325,7 +388,23 @@ def unit_docs(doc_BT: torch.Tensor, unit_BT: torch.Tensor, num_units: int) -> to
     return doc_BU.scatter(1, unit_BT, doc_BT)
 
 
-def cross_mask(batch: Batch, doc_BU: torch.Tensor, window: int) -> torch.Tensor:
-    """`mask_BTU`: token t sees the units u of its own document with visible[t] - window <= u < visible[t] (spec 2, 6.4)."""
-    ahead_BTU = batch.visible_BT[:, :, None] - torch.arange(doc_BU.shape[1], device=doc_BU.device)
-    return (ahead_BTU > 0) & (ahead_BTU <= window) & (batch.doc_BT[:, :, None] == doc_BU[:, None, :])
+def cross_rule(stream: LocalStream, doc_BU: torch.Tensor, queries: int, window: int) -> MaskRule:
+    """Token t sees the k vectors of the units u of its own document with visible[t] - window <= u < visible[t] (spec 2, 6.4)."""
+
+    def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        unit = kv // queries
+        ahead = stream.visible_BL[b, q] - unit
+        return (ahead > 0) & (ahead <= window) & (stream.doc_BL[b, q] == doc_BU[b, unit])
+
+    return rule
+
+
+def cross_mask(stream: LocalStream, doc_BU: torch.Tensor, queries: int, window: int) -> Mask:
+    """`cross_rule` over all tokens and unit vectors of a batch."""
+    return build_mask(
+        cross_rule(stream, doc_BU, queries, window),
+        num_rows=len(doc_BU),
+        num_queries=stream.ids_BL.shape[1],
+        num_keys=queries * doc_BU.shape[1],
+        device=doc_BU.device,
+    )

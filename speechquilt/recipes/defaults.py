@@ -6,7 +6,7 @@ a hundred times the steps; nothing but numbers changes.
 """
 
 from speechquilt.data.pack import PackConfig
-from speechquilt.model.presets import toy_latent, toy_plain
+from speechquilt.model import presets
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.recipes.text_to_token import TextToTokenRecipe
 from speechquilt.recipes.tokenizer import TokenizerRecipe
@@ -53,7 +53,7 @@ TEXT_TO_TOKEN = TextToTokenRecipe(
     train=TrainConfig(steps=750, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
     engine=EngineConfig(temperature=0.7),
 )
-PLAIN, LATENT = toy_plain(0), toy_latent(0)  # the vocabulary's size comes with the shards
+PLAIN, LATENT = presets.plain("toy"), presets.latent("toy")  # the vocabulary's size comes with the shards
 WEIGHTS = {"text": 0.12, "interleaved": 0.35, "parallel": 0.18, "speech": 0.2, "asr": 0.075, "tts": 0.075}
 PACK = PackConfig(rows=2, units_per_row=256, tokens_per_row=768)
 PATCH_SIZE = 2  # 160 ms at 12.5 Hz, as long as the paper's patches of 4 at 25 Hz

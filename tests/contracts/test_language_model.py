@@ -4,7 +4,9 @@ Two planted faults, a leaky model and a patcher that closes short patches, prove
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,9 @@ from tests.dummies import VOCAB, make_batch, random_laid_out, with_ids
 GLOBAL = LlamaConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=48)
 
 
-def latent(**changes: int) -> LatentLMConfig:
+def latent(**changes: Any) -> LatentLMConfig:
     sizes = {"local_width": 16, "encoder_layers": 1, "decoder_layers": 2, "local_heads": 2, "local_ffn": 24} | changes
-    return LatentLMConfig(vocab_size=VOCAB.size, global_=GLOBAL, **sizes)
+    return LatentLMConfig(vocab_size=VOCAB.size, num_text=VOCAB.num_text, global_=GLOBAL, **sizes)
 
 
 PLAIN = PlainLMConfig(vocab_size=VOCAB.size, llama=GLOBAL)
@@ -39,6 +41,12 @@ CASES: dict[str, tuple[PlainLMConfig | LatentLMConfig, Patcher | None]] = {
     "latent, static 4, small window": (latent(window=5), StaticPatcher(4)),
     "latent, static 4, projected": (latent(queries=3), StaticPatcher(4)),
     "latent, aligned": (latent(), AlignedPatcher()),
+    "bypass, no patches": (latent(text_path="bypass"), None),
+    "bypass, static 1": (latent(text_path="bypass"), StaticPatcher(1)),
+    "bypass, static 4": (latent(text_path="bypass"), StaticPatcher(4)),
+    "bypass, static 4, small window": (latent(text_path="bypass", window=5), StaticPatcher(4)),
+    "bypass, static 4, projected": (latent(text_path="bypass", queries=3), StaticPatcher(4)),
+    "bypass, aligned": (latent(text_path="bypass"), AlignedPatcher()),
 }
 CAUSAL = {name: case for name, case in CASES.items() if case[1] is None or case[1].causal}
 
@@ -141,13 +149,22 @@ class TestLanguageModelContract:
         model = config.build(seed=1)
         rows = [[random_laid_out(3 * b + i, num_segments=3) for i in range(b + 1)] for b in range(3)]
         logits_BTV = model.forward(make_batch(rows, patcher))
-        assert logits_BTV.isfinite().all()
+        assert not logits_BTV.isnan().any()
         for b, row in enumerate(rows):
             start = 0
             for laid_out in row:
                 alone_TV = model.forward(make_batch([[laid_out]], patcher))[0]
                 close(logits_BTV[b, start : start + len(alone_TV)], alone_TV)
                 start += len(alone_TV)
+
+    @every
+    def test_static_sizes_change_nothing(self, name: str) -> None:
+        """What a GPU wants, axes of one size for every batch: unused units and local slots are seen by nobody."""
+        config, patcher = CASES[name]
+        model = config.build(seed=1)
+        batch = make_batch([[random_laid_out(7), random_laid_out(8)], [random_laid_out(9)]], patcher)
+        roomy = replace(batch, num_units=batch.ids_BT.shape[1] + 5, num_local=batch.ids_BT.shape[1] + 3)
+        close(model.forward(roomy), model.forward(batch))
 
     @every
     def test_saved_and_loaded_is_the_same(self, name: str, tmp_path: Path) -> None:
@@ -212,7 +229,7 @@ def check_stepping(
             if active[s]:
                 row, t = rows[current[s]], at[s]
                 ids[s] = int(row.ids_T[t])
-                opens[s], closes[s], patch_states[s] = patcher.step(bool(row.is_speech_T[t]), patch_states[s])
+                opens[s], closes[s], patch_states[s] = patcher.step(ids[s], bool(row.is_speech_T[t]), patch_states[s])
         logits_BV, state = model.step(
             torch.tensor(ids), torch.tensor(opens), torch.tensor(closes), state, torch.tensor(active)
         )
@@ -236,6 +253,20 @@ def test_patches_of_one_token_are_tokens() -> None:
     assert one.unit_BT[0].tolist() == list(range(len(laid_out.ids_T)))
     model = latent().build()
     assert torch.equal(model.forward(one), model.forward(none))
+
+
+def test_bypassed_text_is_an_ordinary_llama_over_units() -> None:
+    """Text alone never touches the local modules: the plain model with the same weights gives the same text logits."""
+    model = latent(text_path="bypass").build(seed=1)
+    plain = PLAIN.build(seed=2)
+    plain.llama.load_state_dict(model.global_.state_dict())
+    with torch.no_grad():
+        plain.embedding.weight[: VOCAB.speech_start] = model.text_embedding.weight
+        plain.head.weight[: VOCAB.speech_start] = model.text_head.weight
+    text = VOCAB.lay_out(Document(id="a", segments=(segment("text", np.arange(6)),), source="test"))
+    batch = make_batch([[text]], StaticPatcher(4))
+    known = slice(0, VOCAB.speech_start)
+    close(model.forward(batch)[..., known], plain.forward(batch)[..., known])
 
 
 def test_global_states_carry_the_prediction() -> None:
