@@ -1,43 +1,114 @@
 """The one place where attention is computed, the masks it takes, and the key-value state of incremental decoding.
 
-Place in the pipeline: layer 1, under every transformer here.
+Place in the pipeline: layer 1, under every transformer here. A mask is a rule over indices, evaluated once per batch: as a
+block mask for FlexAttention on CUDA, as a bool tensor for SDPA elsewhere (docs/decisions/0010-attention.md).
 Trap: `KVState` is passed in and returned, but its cache tensors are written IN PLACE: an old state may not be used again
 after it was extended. `length_B` alone says what is valid, so resetting a row costs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin tables of some positions
+MaskRule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Mask = torch.Tensor | BlockMask
+MaskBackend = Literal["flex", "dense"]
+
+_forced_backend: ContextVar[MaskBackend | None] = ContextVar("_forced_backend", default=None)
 
 
-def attend(
-    q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask_BTS: torch.Tensor | None
-) -> torch.Tensor:
+@contextmanager
+def mask_backend(backend: MaskBackend) -> Iterator[None]:
+    """Inside the block `build_mask` makes this kind of mask on every device; outside it CUDA takes flex, the rest dense."""
+    token = _forced_backend.set(backend)
+    try:
+        yield
+    finally:
+        _forced_backend.reset(token)
+
+
+def build_mask(rule: MaskRule, *, num_rows: int, num_queries: int, num_keys: int, device: torch.device | str) -> Mask:
+    """Which keys each query sees, made once per batch and shared by all layers and heads.
+
+    `rule(b, h, q, kv)` takes int64 index tensors that broadcast together and answers bool, True = may attend (the
+    mask_mod of FlexAttention). It may index captured tensors with them, but not turn tensors into Python numbers, and it
+    must not depend on `h`. -> bool `[B, T, S]`, or a BlockMask on CUDA.
+    """
+    device = torch.device(device)
+    if (_forced_backend.get() or ("flex" if device.type == "cuda" else "dense")) == "flex":
+        create = _for_device(create_block_mask, device)
+        return create(rule, B=num_rows, H=None, Q_LEN=num_queries, KV_LEN=num_keys, device=device)
+    b_B11 = torch.arange(num_rows, device=device)[:, None, None]
+    q_T1 = torch.arange(num_queries, device=device)[:, None]
+    kv_S = torch.arange(num_keys, device=device)
+    return rule(b_B11, b_B11.new_zeros(()), q_T1, kv_S).expand(num_rows, num_queries, num_keys)
+
+
+def _for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """FlexAttention's functions: compiled on CUDA; elsewhere, where only tests want them, as they are."""
+    return _compiled(function) if device.type == "cuda" else function
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at its first use: a machine without a GPU never pays for the compiler.
+
+    A graph that cannot be whole is an error: FlexAttention outside a kernel would write out all scores. Lengths become
+    dynamic when they first change; numbers that a rule captures stay constants, which the kernels need.
+    """
+    # One compiled variant per rule, dtype, fixed and changing lengths; three rules already overrun the default of 8.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(function, fullgraph=True)
+
+
+def causal_rule(doc_BT: torch.Tensor, window: int | None = None) -> MaskRule:
+    """Token q sees the tokens of its own document up to itself, the last `window` of them when given."""
+
+    def own_past(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        return (kv <= q) & (doc_BT[b, q] == doc_BT[b, kv])
+
+    if window is None:
+        return own_past
+    reach = window
+
+    def near_past(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        return own_past(b, h, q, kv) & (kv > q - reach)
+
+    return near_past
+
+
+def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> Mask:
+    """`causal_rule` of these packed rows as a mask `[B, T, T]`."""
+    B, T = doc_BT.shape
+    return build_mask(causal_rule(doc_BT, window), num_rows=B, num_queries=T, num_keys=T, device=doc_BT.device)
+
+
+def attend(q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask: Mask | None) -> torch.Tensor:
     """Scaled dot-product attention -> `[B, H, T, K]`.
 
-    `mask_BTS` is bool, True = may attend; None = everything. A query that may attend to nothing gets zeros. Keys may
-    have fewer heads than queries (grouped-query attention): consecutive query heads share a key head.
+    `mask`: of `build_mask`, or bool `[B, T, S]` with True = may attend; None = everything. A query that may attend to
+    nothing gets zeros. Keys may have fewer heads than queries (grouped-query attention): consecutive query heads share a
+    key head. A BlockMask needs head width >= 16 on CUDA, and gives no gradients on CPU (FlexAttention has none there).
     """
     B, H, T, K = q_BHTK.shape
     groups = H // k_BHSK.shape[1]
-    mask = None if mask_BTS is None else mask_BTS[:, None]
+    if isinstance(mask, BlockMask):
+        flex = _for_device(flex_attention, q_BHTK.device)
+        return flex(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=groups > 1)
+    mask_B1TS = None if mask is None else mask[:, None]
     if groups > 1 and T == 1:  # decoding: fold the group into the query axis instead of copying the cache per group
         return F.scaled_dot_product_attention(
-            q_BHTK.reshape(B, H // groups, groups, K), k_BHSK, v_BHSK, attn_mask=mask
+            q_BHTK.reshape(B, H // groups, groups, K), k_BHSK, v_BHSK, attn_mask=mask_B1TS
         ).reshape(B, H, 1, K)
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, enable_gqa=groups > 1)
-
-
-def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """`mask_BTT`: token t sees the tokens of its own document up to itself, the last `window` of them when given."""
-    index_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
-    back_TT = index_T[:, None] - index_T[None, :]
-    near_TT = back_TT >= 0 if window is None else (back_TT >= 0) & (back_TT < window)
-    return near_TT & (doc_BT[:, :, None] == doc_BT[:, None, :])
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_B1TS, enable_gqa=groups > 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt.nn.attention import Extension, KVState, Rope, attend, causal_mask
+from speechquilt.nn.attention import Extension, KVState, Mask, Rope, attend, causal_mask
 from speechquilt.nn.rope import RopeScaling, rope_tables, rotate
 
 
@@ -109,9 +109,9 @@ class SelfAttention(nn.Module):
         k_BHTK = rotate(self.k_norm(split_heads(self.k_proj(x_BTD), self.num_kv_heads)), rope)
         return q_BHTK, k_BHTK, split_heads(self.v_proj(x_BTD), self.num_kv_heads)
 
-    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: Rope) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, mask: Mask, rope: Rope) -> torch.Tensor:
         q_BHTK, k_BHTK, v_BHTK = self._qkv(x_BTD, rope)
-        return self.o_proj(merge_heads(attend(q_BHTK, k_BHTK, v_BHTK, mask_BTT)))
+        return self.o_proj(merge_heads(attend(q_BHTK, k_BHTK, v_BHTK, mask)))
 
     def extend(self, x_NTD: torch.Tensor, layer: int, state: KVState, plan: Extension) -> torch.Tensor:
         q_NHTK, k_NHTK, v_NHTK = self._qkv(x_NTD, plan.rope)
@@ -140,8 +140,8 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.ffn_width)
 
-    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, rope: Rope) -> torch.Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), mask_BTT, rope)
+    def forward(self, x_BTD: torch.Tensor, mask: Mask, rope: Rope) -> torch.Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), mask, rope)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
     def extend(self, x_NTD: torch.Tensor, layer: int, state: KVState, plan: Extension) -> torch.Tensor:
@@ -158,17 +158,17 @@ class LlamaStack(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
-    def mask(self, doc_BT: torch.Tensor) -> torch.Tensor:
-        """The mask `forward` wants for packed documents, with this stack's window: bool `[B, T, T]`."""
+    def mask(self, doc_BT: torch.Tensor) -> Mask:
+        """The mask `forward` wants for packed documents, with this stack's window: `[B, T, T]`."""
         return causal_mask(doc_BT, self.config.window)
 
-    def forward(self, x_BTD: torch.Tensor, mask_BTT: torch.Tensor, pos_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """`mask_BTT` bool, True = may attend; `pos_BT` default: the index in the row (RoPE is relative)."""
+    def forward(self, x_BTD: torch.Tensor, mask: Mask, pos_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """`mask` as of `mask()`; `pos_BT` default: the index in the row (RoPE is relative)."""
         if pos_BT is None:
             pos_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         rope = self.config.rope(pos_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, mask_BTT, rope)
+            x_BTD = layer(x_BTD, mask, rope)
         return self.norm(x_BTD)
 
     def init_state(self, num_rows: int, max_tokens: int) -> KVState:
