@@ -1,6 +1,7 @@
 """Shards: a folder of Parquet files of Documents, with the fingerprints of the tokenizers that made them.
 
 Place in the pipeline: what every data stage writes and the mixture reads; pandas and DuckDB read the files as they are.
+`ItemWriter` and `ItemFolder` hold the discipline for any kind of item: Documents here, spoken texts in `spoken`.
 Trap: a folder counts only when `shards.json` is there. It is written last, so a stage that was killed leaves a folder
 that is refused, never one that is silently short.
 """
@@ -8,32 +9,47 @@ that is refused, never one that is silently short.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechquilt.types import Document, Segment
+from speechquilt.types import Document, Modality, Segment
 
 SCHEMA_VERSION = 2
 MANIFEST = "shards.json"
 REJECTS = "rejects.jsonl"
 _METADATA_KEY = b"speechquilt"
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("modality", pa.list_(pa.string()), nullable=False),
-        pa.field("ids", pa.list_(pa.list_(pa.int32())), nullable=False),
-        pa.field("unit_end", pa.list_(pa.list_(pa.uint8())), nullable=False),  # UnitEnd; inner null: unknown
-        pa.field("loss", pa.list_(pa.bool_()), nullable=False),
-        pa.field("text", pa.string(), nullable=False),  # the words behind the document, for people
-    ]
-)
+
+
+class Identified(Protocol):
+    """What every stored item has."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Identified)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKind(Generic[Item]):
+    """How items of one kind lie in Parquet.
+
+    `schema` has the columns `id` and `text` (the words behind the item, for people) and the kind's own.
+    `columns(items)` fills all of them but `text`; `open(arrays)` takes the arrays of one shard by column name and returns
+    "row -> item"; `ids_of(item)` lists its runs of LOCAL ids, which are counted and checked.
+    """
+
+    name: str
+    schema: pa.Schema
+    columns: Callable[[list[Item]], dict[str, list[Any]]]
+    open: Callable[[dict[str, Any]], Callable[[int], Item]]
+    ids_of: Callable[[Item], Iterable[tuple[Modality, np.ndarray]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +71,16 @@ def is_complete(folder: Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-class ShardWriter:
-    """Writes Documents to `folder` as `shard-00000.parquet` ...; use it in a `with` block.
+class ItemWriter(Generic[Item]):
+    """Writes items of one kind to `folder` as `shard-00000.parquet` ...; use it in a `with` block.
 
     Every file is written under a temporary name and renamed; `shards.json` comes last, when the block ends well.
     Left-overs of an unfinished run are removed; a finished folder is only replaced with `overwrite=True`.
     Raises OSError when the folder cannot be written, FileExistsError when it is finished, and ValueError at the end when
     rejects / (documents + rejects) is above `max_reject_ratio` (the folder then stays unfinished).
     """
+
+    kind: ShardKind[Item]  # a subclass names it
 
     def __init__(
         self,
@@ -86,10 +104,10 @@ class ShardWriter:
         self.num_documents = 0
         self.num_tokens: Counter[str] = Counter()  # by modality
         self.rejects: Counter[str] = Counter()  # by reason
-        self._pending: list[tuple[Document, str]] = []
+        self._pending: list[tuple[Item, str]] = []
         self._shards: list[dict[str, Any]] = []
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         if is_complete(self.folder) and not self.overwrite:
             raise FileExistsError(f"{self.folder} already holds finished shards; delete it or pass overwrite=True")
         try:
@@ -111,18 +129,17 @@ class ShardWriter:
         finally:
             self._rejects_file.close()
 
-    def write(self, document: Document, text: str = "") -> None:
-        """Add one document; `text` is the original text, kept for inspection. Raises ValueError on an id out of range."""
-        for segment in document.segments:
-            limit = self.info.num_text if segment.modality == "text" else self.info.num_speech
-            ids_T = np.asarray(segment.ids_T)
+    def write(self, item: Item, text: str = "") -> None:
+        """Add one item; `text` is the original text, kept for inspection. Raises ValueError on an id out of range."""
+        for modality, ids_T in self.kind.ids_of(item):
+            limit = self.info.num_text if modality == "text" else self.info.num_speech
             if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= limit):
                 raise ValueError(
-                    f"document {document.id!r}: {segment.modality} ids span {ids_T.min()}..{ids_T.max()}, but the shard's "
+                    f"document {item.id!r}: {modality} ids span {ids_T.min()}..{ids_T.max()}, but the shard's "
                     f"info allows 0..{limit - 1}; give ShardInfo the sizes of the tokenizers that made the ids"
                 )
-            self.num_tokens[segment.modality] += ids_T.size
-        self._pending.append((document, text))
+            self.num_tokens[modality] += ids_T.size
+        self._pending.append((item, text))
         self.num_documents += 1
         if len(self._pending) == self.documents_per_shard:
             self._write_shard()
@@ -137,7 +154,7 @@ class ShardWriter:
         path = self.folder / name
         temporary = path.with_suffix(".tmp")
         try:
-            pq.write_table(_table(self._pending, self.info), temporary, compression="zstd")
+            pq.write_table(self._table(), temporary, compression="zstd")
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -146,6 +163,12 @@ class ShardWriter:
             ) from error
         self._shards.append({"file": name, "documents": len(self._pending), "bytes": path.stat().st_size})
         self._pending = []
+
+    def _table(self) -> pa.Table:
+        columns = self.kind.columns([item for item, _ in self._pending])
+        columns["text"] = [text for _, text in self._pending]
+        metadata = {_METADATA_KEY: json.dumps(_metadata(self.info))}
+        return pa.table(columns, schema=self.kind.schema.with_metadata(metadata))
 
     def _finish(self) -> None:
         if self._pending:
@@ -161,6 +184,7 @@ class ShardWriter:
             )
         manifest = {
             "schema_version": SCHEMA_VERSION,
+            "kind": self.kind.name,
             "info": asdict(self.info),
             "documents": self.num_documents,
             "tokens": dict(self.num_tokens),
@@ -172,15 +196,24 @@ class ShardWriter:
         os.replace(temporary, self.folder / MANIFEST)
 
 
-class ShardFolder:
-    """Random access to the documents of a finished folder; a shard is read when one of its documents is first wanted.
+class ItemFolder(Generic[Item]):
+    """Random access to the items of a finished folder; a shard is read when one of its items is first wanted.
 
-    Raises FileNotFoundError when the folder is missing or unfinished, ValueError when a file is damaged.
+    Raises FileNotFoundError when the folder is missing or unfinished, ValueError when it holds another kind of item or
+    a file is damaged.
     """
+
+    kind: ShardKind[Item]  # a subclass names it
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
+        found = _kind_of(self.manifest)
+        if found != self.kind.name:
+            raise ValueError(
+                f"{self.folder} holds {found} shards, {self.kind.name} shards are expected here; "
+                f"give a folder of {self.kind.name}, or open it as {found}"
+            )
         self.info = ShardInfo(**self.manifest["info"])
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
@@ -189,19 +222,19 @@ class ShardFolder:
                 raise _damaged(path, f"it has {size} bytes, {MANIFEST} says {shard['bytes']}")
         counts = [shard["documents"] for shard in self.manifest["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._loaded: dict[int, _Columns] = {}
+        self._loaded: dict[int, _Shard[Item]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Document:
-        columns, row = self._find(index)
-        return columns.document(row)
+    def __getitem__(self, index: int) -> Item:
+        shard, row = self._find(index)
+        return shard.item(row)
 
     def text(self, index: int) -> str:
-        """The original text behind document `index`, "" when the writer gave none."""
-        columns, row = self._find(index)
-        return columns.text(row)
+        """The original text behind item `index`, "" when the writer gave none."""
+        shard, row = self._find(index)
+        return shard.text[row].as_py()
 
     def check(self, *, speech_fingerprint: str, text_fingerprint: str) -> None:
         """Raises ValueError when these shards were made with other tokenizers than the ones given."""
@@ -216,35 +249,22 @@ class ShardFolder:
                     f"make the shards again with this {name}, or run with the one that made them"
                 )
 
-    def _find(self, index: int) -> tuple["_Columns", int]:
+    def _find(self, index: int) -> tuple["_Shard[Item]", int]:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {self.folder}, which has {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         if shard not in self._loaded:
             entry = self.manifest["shards"][shard]
-            self._loaded[shard] = _Columns(self.folder / entry["file"], self.info, entry["documents"])
+            path = self.folder / entry["file"]
+            self._loaded[shard] = _read_shard(path, self.kind, self.info, entry["documents"])
         return self._loaded[shard], index - int(self._starts[shard])
 
 
-def read_documents(folder: Path) -> Iterator[Document]:
-    """All documents of a finished folder, in order."""
-    shards = ShardFolder(folder)
-    return (shards[i] for i in range(len(shards)))
+class _Documents:
+    """One shard of documents as flat arrays and offsets, so that a document is a few slices."""
 
-
-class _Columns:
-    """One shard in memory as flat arrays and offsets, so that a document is a few slices."""
-
-    def __init__(self, path: Path, info: ShardInfo, num_documents: int) -> None:
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, str(error).splitlines()[0]) from error
-        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
-        if metadata is None or json.loads(metadata) != _metadata(info) or len(table) != num_documents:
-            raise _damaged(path, f"its rows or its metadata are not those that {MANIFEST} describes")
-        column = {name: table.column(name).combine_chunks() for name in _SCHEMA.names}
-        self._id, self._source, self._text = column["id"], column["source"], column["text"]
+    def __init__(self, column: dict[str, Any]) -> None:
+        self._id, self._source = column["id"], column["source"]
         self._segment_starts = column["ids"].offsets.to_numpy()
         self._speech = np.asarray(column["modality"].values.to_pylist(), dtype=object) == "speech"
         self._loss = column["loss"].values.to_numpy(zero_copy_only=False)
@@ -253,16 +273,13 @@ class _Columns:
         self._end_starts, self._ends = ends.offsets.to_numpy(), ends.values.to_numpy()
         self._has_ends = ends.is_valid().to_numpy(zero_copy_only=False)
 
-    def document(self, row: int) -> Document:
+    def __call__(self, row: int) -> Document:
         first, last = self._segment_starts[row], self._segment_starts[row + 1]
         return Document(
             id=self._id[row].as_py(),
             source=self._source[row].as_py(),
             segments=tuple(self._segment(s) for s in range(first, last)),
         )
-
-    def text(self, row: int) -> str:
-        return self._text[row].as_py()
 
     def _segment(self, s: int) -> Segment:
         return Segment(
@@ -273,9 +290,8 @@ class _Columns:
         )
 
 
-def _table(rows: list[tuple[Document, str]], info: ShardInfo) -> pa.Table:
-    documents = [document for document, _ in rows]
-    columns = {
+def _document_columns(documents: list[Document]) -> dict[str, list[Any]]:
+    return {
         "id": [d.id for d in documents],
         "source": [d.source for d in documents],
         "modality": [[s.modality for s in d.segments] for d in documents],
@@ -285,13 +301,78 @@ def _table(rows: list[tuple[Document, str]], info: ShardInfo) -> pa.Table:
             for d in documents
         ],
         "loss": [[s.loss for s in d.segments] for d in documents],
-        "text": [text for _, text in rows],
     }
-    return pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(_metadata(info))}))
+
+
+DOCUMENTS = ShardKind[Document](
+    name="documents",
+    schema=pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("modality", pa.list_(pa.string()), nullable=False),
+            pa.field("ids", pa.list_(pa.list_(pa.int32())), nullable=False),
+            pa.field("unit_end", pa.list_(pa.list_(pa.uint8())), nullable=False),  # UnitEnd; inner null: unknown
+            pa.field("loss", pa.list_(pa.bool_()), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+        ]
+    ),
+    columns=_document_columns,
+    open=_Documents,
+    ids_of=lambda document: [(s.modality, np.asarray(s.ids_T)) for s in document.segments],
+)
+
+
+class ShardWriter(ItemWriter[Document]):
+    """Writes Documents."""
+
+    kind = DOCUMENTS
+
+
+class ShardFolder(ItemFolder[Document]):
+    """Reads Documents."""
+
+    kind = DOCUMENTS
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """All documents of a finished folder, in order."""
+    shards = ShardFolder(folder)
+    return (shards[i] for i in range(len(shards)))
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of item in a finished folder; raises FileNotFoundError when it is missing or unfinished."""
+    return _kind_of(_read_manifest(Path(folder)))
+
+
+@dataclass(frozen=True)
+class _Shard(Generic[Item]):
+    """One shard in memory."""
+
+    item: Callable[[int], Item]
+    text: pa.Array
+
+
+def _read_shard(path: Path, kind: ShardKind[Item], info: ShardInfo, num_items: int) -> _Shard[Item]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+    expected = metadata is not None and json.loads(metadata) == _metadata(info)
+    if not expected or len(table) != num_items or table.column_names != kind.schema.names:
+        raise _damaged(path, f"its rows, columns or metadata are not those that {MANIFEST} describes")
+    column = {name: table.column(name).combine_chunks() for name in kind.schema.names}
+    return _Shard(kind.open(column), column["text"])
 
 
 def _metadata(info: ShardInfo) -> dict[str, Any]:
     return json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "info": asdict(info)}))
+
+
+def _kind_of(manifest: dict[str, Any]) -> str:
+    return manifest.get("kind", DOCUMENTS.name)  # folders from before there were kinds hold documents
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
