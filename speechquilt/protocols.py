@@ -58,9 +58,9 @@ class TextToToken(Protocol):
 class Patcher(Protocol):
     """Fills the two booleans that drive the latent model.
 
-    `ids` and markers are those of one laid-out document; `draw` is a uniform number in [0, 1) that is a pure function of
-    the sample's global index and the run's seed, for patchers that choose at random; `progress` is the share of the run
-    that is done, in [0, 1], for patchers that follow a curriculum.
+    The same document, `draw` and `progress` always give the same patches. `draw` is a uniform number in [0, 1) that is a
+    pure function of the sample's global index and the run's seed, for patchers that choose at random; `progress` is the
+    share of the run that is done, in [0, 1], for patchers that follow a curriculum.
     """
 
     @property
@@ -74,8 +74,11 @@ class Patcher(Protocol):
 
     def init_state(self) -> Any: ...
 
-    def step(self, is_speech: bool, state: Any) -> tuple[bool, bool, Any]:
-        """One token -> (opens, closes, state). Raises ValueError when not causal."""
+    def step(self, token_id: int, is_speech: bool, state: Any) -> tuple[bool, bool, Any]:
+        """One token (its model id) -> (opens, closes, state). The given state may not be used again.
+
+        Raises ValueError when not causal.
+        """
         ...
 
 

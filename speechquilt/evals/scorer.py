@@ -103,7 +103,7 @@ class Scorer:
         if self.patcher is not None and not self.patcher.causal:
             raise ValueError(
                 f"{_describe(self.patcher)} needs word ends, which a token being generated does not have yet; "
-                "generate with a static patcher"
+                "generate with a static patcher or an entropy patcher"
             )
         if max_tokens < 1 or temperature < 0:
             raise ValueError(f"max_tokens={max_tokens} must be at least 1 and temperature={temperature} not negative")
@@ -179,7 +179,7 @@ class Scorer:
             if self.patcher is not None:
                 for b, i in enumerate(now):
                     is_speech = bool(self.vocab.is_speech(np.int64(i)))
-                    opens_B[b], closes_B[b], patch_states[b] = self.patcher.step(is_speech, patch_states[b])
+                    opens_B[b], closes_B[b], patch_states[b] = self.patcher.step(i, is_speech, patch_states[b])
             logits_BV, state = self.model.step(
                 torch.tensor(now, device=self.device),
                 torch.tensor(opens_B, device=self.device),

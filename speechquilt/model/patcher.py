@@ -5,13 +5,16 @@ Trap: the last token of a *short* patch at a span end does not close it. Nobody 
 that follows opens its own unit and thereby completes the short one. Closing it would leak the end of the span (spec 2, 6.4).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from speechquilt.model.entropy import EntropyConfig
 from speechquilt.protocols import Patcher
-from speechquilt.types import LaidOut
+from speechquilt.types import LaidOut, UnitEnd
+
+_DRAW_BITS = 53  # a float in [0, 1) has no more
 
 
 def _index_in_run(is_speech_T: np.ndarray) -> np.ndarray:
@@ -34,7 +37,7 @@ class NoPatcher:
     def init_state(self) -> None:
         return None
 
-    def step(self, is_speech: bool, state: None) -> tuple[bool, bool, None]:
+    def step(self, token_id: int, is_speech: bool, state: None) -> tuple[bool, bool, None]:
         return True, True, None
 
 
@@ -58,49 +61,150 @@ class StaticPatcher:
         """The state is the number of tokens in the open patch."""
         return 0
 
-    def step(self, is_speech: bool, state: int) -> tuple[bool, bool, int]:
+    def step(self, token_id: int, is_speech: bool, state: int) -> tuple[bool, bool, int]:
         if not is_speech:
             return True, True, 0
         return state == 0, state == self.size - 1, (state + 1) % self.size
 
 
-@dataclass(frozen=True)
-class AlignedPatcher:
-    """One patch per word and per silence run ("sil-separate"), from the `unit_end_T` the shards carry.
+@dataclass(frozen=True, kw_only=True)
+class BoundaryNoise:
+    """Moves the ends of aligned patches about, as an aligner's errors would (spec 2, 4: 0.02 to 0.04 s cost about 1 %).
 
-    The end of a word is side information from the aligner, so its last token closes the patch.
+    `seconds`: least and largest move, either way; `frame_rate`: speech tokens per second. A move is turned into whole
+    tokens by stochastic rounding, so that moves shorter than a token count too.
     """
 
+    seconds: tuple[float, float]
+    frame_rate: float
+
+    def __post_init__(self) -> None:
+        low, high = self.seconds
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"boundary_noise.seconds={self.seconds} must be (least, largest) with 0 <= least <= largest"
+            )
+        if self.frame_rate <= 0:
+            raise ValueError(f"boundary_noise.frame_rate={self.frame_rate} must be positive, in tokens per second")
+
+    def moved(self, ended_T: np.ndarray, is_speech_T: np.ndarray, draw: float) -> np.ndarray:
+        """Bool `ended_T` with the ends *inside* each span moved; a pure function of `draw`.
+
+        Ends keep their order and every patch keeps at least one token; the last token of a span stays as it is.
+        """
+        rng = np.random.default_rng(int(draw * 2**_DRAW_BITS))
+        moved_T = ended_T.copy()
+        edges_T = np.diff(np.concatenate([[0], is_speech_T.astype(np.int8), [0]]))
+        for start, stop in zip(np.flatnonzero(edges_T > 0), np.flatnonzero(edges_T < 0)):
+            inside_T = moved_T[start : stop - 1]  # a view
+            ends_N = np.flatnonzero(inside_T)
+            inside_T[ends_N] = False
+            inside_T[self._in_order(ends_N + self._shifts(len(ends_N), rng), len(inside_T))] = True
+        return moved_T
+
+    def _shifts(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        tokens_N = rng.uniform(*self.seconds, count) * self.frame_rate
+        return np.floor(tokens_N + rng.random(count)).astype(np.int64) * rng.choice([-1, 1], count)
+
+    @staticmethod
+    def _in_order(places_N: np.ndarray, num_places: int) -> np.ndarray:
+        """Distinct places in 0..`num_places` - 1, each as near to the wanted one as those before and the rest allow."""
+        rank_N = np.arange(len(places_N))
+        up_N = np.maximum.accumulate(np.maximum(places_N, 0) - rank_N) + rank_N
+        return np.minimum(up_N, num_places - len(places_N) + rank_N)
+
+
+class _NeedsUnitEnds:
+    """What all patchers have in common that cannot generate: their boundaries come from the aligner."""
+
     causal = False
+
+    def init_state(self) -> Any:
+        self._refuse()
+
+    def step(self, token_id: int, is_speech: bool, state: Any) -> tuple[bool, bool, Any]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__} needs word ends that are unknown while generating; "
+            "use eval_patcher(config) of a static, mixed, curriculum or entropy config"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedPatcher(_NeedsUnitEnds):
+    """One patch per word (or per BPE piece of the text), from the `unit_end_T` the shards carry (spec 2, 5).
+
+    `silence`: each run of it is a patch of its own ("separate"), or joins the unit before it ("merged"; at the start of a
+    span the unit after it). `units`: "words", or "pieces", which also cuts words where the data marks pieces.
+    The end of a unit is side information from the aligner, so its last token closes the patch.
+    """
+
+    silence: Literal["separate", "merged"] = "separate"
+    units: Literal["words", "pieces"] = "words"
+    noise: BoundaryNoise | None = None
 
     def __call__(self, laid_out: LaidOut, draw: float, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         if laid_out.unit_end_T is None:
             raise ValueError(
                 f"document {laid_out.id!r} (source {laid_out.source!r}) has speech without unit_end_T, which aligned "
-                "patching needs; align the corpus before making shards, or use kind='static'"
+                "patching needs; align the corpus before making shards, or use kind='static' or 'entropy'"
             )
+        ended_T = self._ends(laid_out.unit_end_T, laid_out.is_speech_T)
+        if self.noise is not None:
+            ended_T = self.noise.moved(ended_T, laid_out.is_speech_T, draw)
         text_T = ~laid_out.is_speech_T
-        ended_T = text_T | (laid_out.unit_end_T > 0)
-        return text_T | np.roll(ended_T, 1), ended_T
+        closes_T = text_T | ended_T
+        return text_T | np.roll(closes_T, 1), closes_T
 
-    def init_state(self) -> Any:
-        raise self._not_causal()
-
-    def step(self, is_speech: bool, state: Any) -> tuple[bool, bool, Any]:
-        raise self._not_causal()
-
-    def _not_causal(self) -> ValueError:
-        return ValueError(
-            f"{type(self).__name__} needs word ends that are unknown while generating; "
-            "use eval_patcher(config) of a static or curriculum config"
-        )
+    def _ends(self, unit_end_T: np.ndarray, is_speech_T: np.ndarray) -> np.ndarray:
+        """True on the last token of every patch whose end the data marks."""
+        counts_T = unit_end_T != UnitEnd.NONE
+        if self.units == "words":
+            counts_T &= unit_end_T != UnitEnd.PIECE
+        ended_T = is_speech_T & counts_T
+        if self.silence == "separate":
+            return ended_T
+        return ended_T & ~_inside_merged(np.where(ended_T, unit_end_T, UnitEnd.NONE), is_speech_T)
 
 
-@dataclass(frozen=True)
-class CurriculumPatcher(AlignedPatcher):
-    """Aligned with probability P(progress), else static: 1 before `tau1`, linear down to 0 at `tau2` (spec 2, 5)."""
+def _inside_merged(unit_end_T: np.ndarray, is_speech_T: np.ndarray) -> np.ndarray:
+    """True on the unit ends that merging silence removes: those that silence follows, and those of leading silence."""
+    num_tokens = len(unit_end_T)
+    index_T, silence_T = np.arange(num_tokens), unit_end_T == UnitEnd.SILENCE
+    # The next end or span break, and the last word end or span break, of every token.
+    next_T = np.minimum.accumulate(np.where((unit_end_T > 0) | ~is_speech_T, index_T, num_tokens - 1)[::-1])[::-1]
+    next_T = np.append(next_T[1:], num_tokens - 1)
+    last_T = np.maximum.accumulate(np.where(((unit_end_T > 0) & ~silence_T) | ~is_speech_T, index_T, 0))
+    span_goes_on_T = np.append(is_speech_T[1:], False)
+    leading_T = silence_T & ~is_speech_T[last_T] & span_goes_on_T
+    return silence_T[next_T] | leading_T
 
-    size: int
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPatcher(_NeedsUnitEnds):
+    """Per sequence `aligned` with probability `aligned_probability`, else `static`."""
+
+    aligned: AlignedPatcher
+    static: StaticPatcher
+    aligned_probability: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.aligned_probability <= 1:
+            raise ValueError(f"aligned_probability={self.aligned_probability} must lie in 0..1")
+
+    def __call__(self, laid_out: LaidOut, draw: float, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return (self.aligned if draw < self.aligned_probability else self.static)(laid_out, draw, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumPatcher(_NeedsUnitEnds):
+    """Per sequence `aligned` with probability P(progress), else `static`: P is 1 before `tau1`, then falls linearly to 0
+    at `tau2` (spec 2, 5)."""
+
+    aligned: AlignedPatcher
+    static: StaticPatcher
     tau1: float
     tau2: float
 
@@ -116,30 +220,55 @@ class CurriculumPatcher(AlignedPatcher):
         return 1 - (progress - self.tau1) / (self.tau2 - self.tau1)
 
     def __call__(self, laid_out: LaidOut, draw: float, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        if draw < self.aligned_probability(progress):
-            return super().__call__(laid_out, draw, progress)
-        return StaticPatcher(self.size)(laid_out, draw, progress)
+        return (self.aligned if draw < self.aligned_probability(progress) else self.static)(laid_out, draw, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatcherConfig:
-    """`patch_size` serves static and curriculum, `tau1` and `tau2` (fractions of training) curriculum alone."""
+    """`patch_size` serves static, mixed and curriculum; `silence`, `units` and `boundary_noise` aligned, mixed and
+    curriculum; `aligned_probability` mixed; `tau1` and `tau2` (fractions of training) curriculum; `entropy` entropy.
 
-    kind: Literal["none", "static", "aligned", "curriculum"]
+    `build` raises ValueError on a value out of range, and on noise or an entropy model that the kind has no use for.
+    """
+
+    kind: Literal["none", "static", "aligned", "mixed", "curriculum", "entropy"]
     patch_size: int = 4
+    silence: Literal["separate", "merged"] = "separate"
+    units: Literal["words", "pieces"] = "words"
+    aligned_probability: float = 0.5
     tau1: float = 1 / 3
     tau2: float = 2 / 3
+    boundary_noise: BoundaryNoise | None = None
+    entropy: EntropyConfig | None = None
 
     def build(self) -> Patcher:
+        if self.boundary_noise is not None and self.kind not in ("aligned", "mixed", "curriculum"):
+            raise ValueError(
+                f"boundary_noise moves the boundaries of an aligner and kind={self.kind!r} has none; leave it out"
+            )
+        if (self.entropy is None) == (self.kind == "entropy"):
+            raise ValueError(
+                f"kind={self.kind!r} with entropy={self.entropy}: give the entropy model and its threshold with "
+                "kind='entropy', and only with it"
+            )
+        if self.entropy is not None:
+            return self.entropy.build()
         if self.kind == "none":
             return NoPatcher()
-        if self.kind == "static":
-            return StaticPatcher(self.patch_size)
+        aligned = AlignedPatcher(silence=self.silence, units=self.units, noise=self.boundary_noise)
         if self.kind == "aligned":
-            return AlignedPatcher()
-        return CurriculumPatcher(self.patch_size, self.tau1, self.tau2)
+            return aligned
+        static = StaticPatcher(self.patch_size)
+        if self.kind == "static":
+            return static
+        if self.kind == "mixed":
+            return MixedPatcher(aligned=aligned, static=static, aligned_probability=self.aligned_probability)
+        return CurriculumPatcher(aligned=aligned, static=static, tau1=self.tau1, tau2=self.tau2)
 
 
 def eval_patcher(config: PatcherConfig) -> Patcher:
-    """What a model trained with `config` is tested with: static for curriculum, else the same (spec 2, 9)."""
-    return StaticPatcher(config.patch_size) if config.kind == "curriculum" else config.build()
+    """What a model trained with `config` is tested with (spec 2, 9): static for mixed and curriculum, else the same,
+    without the noise, which is an augmentation."""
+    if config.kind in ("mixed", "curriculum"):
+        return StaticPatcher(config.patch_size)
+    return replace(config, boundary_noise=None).build()

@@ -46,14 +46,14 @@ class Static:
     def __call__(self, laid_out, draw):
         pairs, state = [], self.init_state()
         for is_speech in laid_out.is_speech_T:
-            opens, closes, state = self.step(bool(is_speech), state)
+            opens, closes, state = self.step(0, bool(is_speech), state)
             pairs.append((opens, closes))
         return np.array([o for o, _ in pairs]), np.array([c for _, c in pairs])
 
     def init_state(self):
         return 0
 
-    def step(self, is_speech, state):
+    def step(self, token_id, is_speech, state):
         if not is_speech:
             return True, True, 0
         return state == 0, state == P - 1, (state + 1) % P
@@ -116,8 +116,8 @@ def by_hand(ids, first, last, patcher, is_speech):
     opens = closes = None
     if patcher is not None:
         state, pairs = patcher.init_state(), []
-        for s in is_speech:
-            o, c, state = patcher.step(s, state)
+        for i, s in zip(ids, is_speech):
+            o, c, state = patcher.step(i, s, state)
             pairs.append((o, c))
         opens, closes = (torch.tensor([[p[k] for p in pairs]]) for k in (0, 1))
     n = len(ids)
