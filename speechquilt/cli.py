@@ -26,9 +26,17 @@ one stage at a time:
   speechquilt inspect SHARDS
   speechquilt train lm shards='{"speech": "SHARDS", "interleaved": "SHARDS2"}' run_dir=runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
+  speechquilt export runs/lm FOLDER          a plain model for transformers, vLLM and others
 
 A setting is key=value, a.b=value for one inside another; `speechquilt train RECIPE --show` prints them all.
 Every command skips what is already complete and continues what was interrupted.
+"""
+
+EXPORT_EPILOG = """\
+The folder loads with transformers' AutoModelForCausalLM and AutoTokenizer and gives the logits of the run. Ids are
+text | special | speech; README.md in the folder has the numbers. A prompt is written in full, because the tokenizer adds nothing:
+  <|bos|><|text|>the red fox<|speech|>     goes on in speech tokens <|speech_17|> ...
+A latent model stays in its own folder: no Hugging Face class has patches.
 """
 
 
@@ -98,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--out", type=Path, help="where results go as JSON (default: printed)")
 
+    export = add("export", _export, "a trained plain language model -> a Hugging Face folder that other engines serve")
+    export.epilog = EXPORT_EPILOG
+    export.add_argument("lm", type=Path, help="run folder of a plain language model (train lm kind=plain)")
+    export.add_argument("out", type=Path, help="folder to make: weights, configs, tokenizer.json, README.md")
+    export.add_argument(
+        "--max-positions",
+        type=int,
+        default=8192,
+        help="longest sequence in tokens that engines will accept (default 8192; the model itself has no limit)",
+    )
+
     inspect = add("inspect", _inspect, "statistics and readable samples of a folder of shards")
     inspect.add_argument("shards", type=Path)
     inspect.add_argument("--samples", type=int, default=3)
@@ -162,6 +181,12 @@ def _eval(arguments: argparse.Namespace) -> None:
     from speechquilt.recipes import own
 
     own.evaluate(arguments.lm, arguments.items, arguments.out)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import export
+
+    export.export(arguments.lm, arguments.out, arguments.max_positions)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from speechquilt.config import from_dict, nearest, to_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.lm import PlainLM, PlainLMConfig
+from speechquilt.nn.hugging_face import read_json, read_weights
 
 KINDS: dict[str, Any] = {"plain": PlainLMConfig, "latent": LatentLMConfig}
 
@@ -27,13 +28,28 @@ def save(model: PlainLM | LatentLM, folder: Path) -> None:
 
 def load(folder: Path) -> PlainLM | LatentLM:
     """Read what `save` wrote, on CPU. Raises FileNotFoundError or ValueError saying what is wrong with which file."""
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; a saved language model has it, check the path")
-    data = json.loads((folder / "config.json").read_text())
-    kind = data.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} in {folder / 'config.json'} is unknown; {nearest(str(kind), list(KINDS))}")
-    model = from_dict(KINDS[kind], data).build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    path = folder / "config.json"
+    config = _config(path, read_json(path))
+    weights = read_weights(folder / "model.safetensors")
+    model = config.build()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}") from error
     return model
+
+
+def _config(path: Path, data: dict[str, Any]) -> PlainLMConfig | LatentLMConfig:
+    """The config of either kind; keys that came after the folder was written take their defaults."""
+    kind = data.pop("kind", None)
+    if kind is None and "model_type" in data:
+        raise ValueError(
+            f"{path} is of a Hugging Face model (model_type={data['model_type']!r}), not of ours; "
+            "start from it with speechquilt.model.warm_start"
+        )
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} in {path} is unknown; {nearest(str(kind), list(KINDS))}")
+    try:
+        return from_dict(KINDS[kind], data)
+    except (TypeError, ValueError) as error:  # TypeError: a required key is missing
+        raise ValueError(f"{path}: {error}; restore the file or train the model again") from error

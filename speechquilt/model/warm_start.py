@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechquilt.config import from_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.nn.attention import causal_mask
-from speechquilt.nn.hugging_face import llama_config, read_json, read_weights
+from speechquilt.nn.hugging_face import BODY, EMBEDDING, HEAD, LAYOUT_KEY, llama_config, read_json, read_weights
 from speechquilt.nn.llama import LlamaConfig, LlamaStack
 from speechquilt.vocab import Special, Vocab
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-LAYOUT_KEY = "speechquilt"  # of config.json: the vocabulary's layout, in the folders that `export` writes
 EMBEDDING_SPREAD, HEAD_SPREAD = 1.0, 0.02  # of new speech rows, in standard deviations of the base's rows
 PROBES = 256  # random patches on which the scale of a unit vector is measured
 
@@ -84,7 +83,7 @@ def read_base(folder: Path) -> Base:
         weights[HEAD] = weights[EMBEDDING].clone()
     _check_weights(folder, llama, weights)
     embedding_RD, head_RD = weights.pop(EMBEDDING), weights.pop(HEAD)
-    stack = {name.removeprefix("model."): tensor for name, tensor in weights.items() if not _is_buffer(name)}
+    stack = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if not _is_buffer(name)}
     return Base(config=config, llama=llama, stack=stack, embedding_RD=embedding_RD, head_RD=head_RD)
 
 
@@ -108,7 +107,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _check_weights(folder: Path, llama: LlamaConfig, weights: dict[str, Tensor]) -> None:
     """Names and shapes must be those of the stack that config.json describes, or ValueError."""
     with torch.device("meta"):
-        expected = {f"model.{name}": tensor.shape for name, tensor in LlamaStack(llama).state_dict().items()}
+        expected = {BODY + name: tensor.shape for name, tensor in LlamaStack(llama).state_dict().items()}
     missing = sorted((expected.keys() | {EMBEDDING, HEAD}) - weights.keys())
     extra = sorted(name for name in weights.keys() - expected.keys() - {EMBEDDING, HEAD} if not _is_buffer(name))
     for what, names in (("lack", missing), ("have the unknown tensor", extra)):
@@ -151,7 +150,7 @@ def _vocabulary_rows(base: Base, vocab: Vocab, seed: int) -> _Rows:
 def _source_rows(base: Base, vocab: Vocab) -> Tensor:
     """For every id of `vocab` the row of the base that it takes over, -1 = none: int64 `[V]`."""
     layout = base.config.get(LAYOUT_KEY)
-    before = Vocab(**layout) if layout else None
+    before = from_dict(Vocab, layout) if layout else None
     num_rows = before.num_text if before else len(base.embedding_RD)
     if num_rows < vocab.num_text:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face's Llama, Qwen2 and Qwen3, to and from the sizes of our stack.
+"""Model folders of Hugging Face's Llama, Qwen2 and Qwen3: their `config.json` to and from the sizes of our stack, and reading.
 
 Place in the pipeline: layer 1; warm starts read it, the export and the text-to-token model's folder write it.
 Trap: transformers 4 writes `rope_theta` and `rope_scaling` side by side, transformers 5 both in `rope_parameters`. We read
@@ -17,6 +17,8 @@ from speechquilt.nn.rope import RopeScaling
 from speechquilt.vocab import Vocab
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+EMBEDDING, HEAD, BODY = "model.embed_tokens.weight", "lm_head.weight", "model."  # names of the weights
+LAYOUT_KEY = "speechquilt"  # key of config.json for the layout of the vocabulary, in the folders that we export
 MAX_POSITIONS = 8192  # written for engines that want a limit; RoPE itself has none
 _LLAMA3_KEYS = {
     "factor": "factor",
