@@ -1,6 +1,7 @@
 """One rule, two back ends: the dense mask of SDPA and the block mask of FlexAttention give the same attention.
 
-On CPU FlexAttention runs uncompiled and has no gradients; the test at the end compares gradients and needs CUDA.
+On CPU FlexAttention runs uncompiled: it evaluates the rule everywhere and has no gradients. So the table of blocks, which
+the kernels go by, is compared by itself; the test at the end compares kernels and gradients and needs CUDA.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speechquilt.model.latent import LatentLMConfig, LocalStream, cross_rule, unit_docs
+from speechquilt.model.patcher import StaticPatcher
 from speechquilt.nn.attention import (
     Mask,
     MaskBackend,
@@ -23,6 +26,7 @@ from speechquilt.nn.attention import (
     mask_backend,
 )
 from speechquilt.nn.llama import LlamaConfig
+from tests.dummies import VOCAB, make_batch, random_laid_out
 
 BLOCK = 128  # FlexAttention's block of queries and keys; lengths on both sides of it
 HEADS, HEAD_WIDTH = 4, 16
@@ -38,24 +42,16 @@ def random_docs(num_rows: int, num_tokens: int, seed: int, mean_length: int = 20
     return begins_BT.long().cumsum(1)
 
 
-def cross_rule(doc_BT: torch.Tensor, seed: int, window: int, queries: int) -> tuple[MaskRule, int]:
-    """The patch decoder's rule (spec 2, 6.4) with random units -> the rule and the number of keys.
-
-    Token t sees the last `window` of the units u < visible[t] of its own document, `queries` keys per unit.
-    """
+def decoder_rule(doc_BT: torch.Tensor, seed: int, window: int, queries: int) -> tuple[MaskRule, int]:
+    """What the patch decoder reads, with random units -> the rule and the number of keys."""
     draws_BT = torch.rand(doc_BT.shape, generator=seeded(seed)).to(doc_BT.device)
     begins_BT = torch.cat([torch.ones_like(doc_BT[:, :1]), doc_BT.diff(dim=1)], dim=1) > 0
     unit_BT = (begins_BT | (draws_BT < 0.4)).long().cumsum(1) - 1
-    visible_BT = unit_BT + (draws_BT > 0.7).long()
+    stream = LocalStream(
+        index_BL=None, ids_BL=doc_BT, doc_BL=doc_BT, unit_BL=unit_BT, visible_BL=unit_BT + (draws_BT > 0.7).long()
+    )
     num_units = int(unit_BT.max()) + 1
-    doc_BU = doc_BT.new_full((len(doc_BT), num_units), -1).scatter(1, unit_BT, doc_BT)
-
-    def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        unit = kv // queries
-        ahead = visible_BT[b, q] - unit
-        return (ahead > 0) & (ahead <= window) & (doc_BT[b, q] == doc_BU[b, unit])
-
-    return rule, num_units * queries
+    return cross_rule(stream, unit_docs(doc_BT, unit_BT, num_units), queries, window), num_units * queries
 
 
 def table_rule(seen_BTS: torch.Tensor) -> MaskRule:
@@ -82,8 +78,18 @@ def assert_back_ends_agree(rule: MaskRule, sizes: tuple[int, int, int], kv_heads
     assert isinstance(dense, torch.Tensor)
     out = attend(q, k, v, block)
     torch.testing.assert_close(out, attend(q, k, v, dense), atol=1e-5, rtol=1e-4)
+    assert_blocks_cover(block, dense)
     blind_BT = ~dense.any(-1)
     assert (out.transpose(1, 2)[blind_BT] == 0).all()
+
+
+def assert_blocks_cover(block: BlockMask, dense_BTS: torch.Tensor) -> None:
+    """A kernel computes exactly the blocks in which some query sees some key, unmasked where all see all."""
+    B, T, S = dense_BTS.shape
+    padded = torch.nn.functional.pad(dense_BTS, (0, -S % BLOCK, 0, -T % BLOCK))
+    tiles = padded.view(B, -(-T // BLOCK), BLOCK, -(-S // BLOCK), BLOCK).transpose(2, 3).flatten(3)
+    assert torch.equal(block.to_dense()[:, 0].bool(), tiles.any(-1))
+    assert torch.equal(block.full_kv_num_blocks[:, 0], tiles.all(-1).sum(-1))
 
 
 lengths = st.one_of(st.integers(1, 40), st.integers(BLOCK - 2, BLOCK + 2), st.integers(2 * BLOCK - 1, 2 * BLOCK + 40))
@@ -99,7 +105,7 @@ def test_causal_masks_agree(num_rows: int, num_tokens: int, window: int | None, 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 3), lengths, st.sampled_from([1, 3, 200]), st.sampled_from([1, 2, 3]), st.integers(0, 99))
 def test_decoder_cross_masks_agree(num_rows: int, num_tokens: int, window: int, queries: int, seed: int) -> None:
-    rule, num_keys = cross_rule(random_docs(num_rows, num_tokens, seed), seed, window, queries)
+    rule, num_keys = decoder_rule(random_docs(num_rows, num_tokens, seed), seed, window, queries)
     assert_back_ends_agree(rule, (num_rows, num_tokens, num_keys), seed=seed)
 
 
@@ -121,6 +127,28 @@ def test_a_whole_stack_agrees(window: int | None) -> None:
         mask = stack.mask(doc_BT)
     assert isinstance(mask, BlockMask)
     torch.testing.assert_close(stack(x_BTD, mask), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("text_path", ["decoder", "bypass"])
+@torch.no_grad()
+def test_a_whole_latent_model_agrees(text_path: str) -> None:
+    stack = LlamaConfig(width=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=48)
+    model = LatentLMConfig(
+        vocab_size=VOCAB.size,
+        num_text=VOCAB.num_text,
+        global_=stack,
+        local_width=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        local_heads=1,
+        local_ffn=24,
+        window=9,
+        text_path=text_path,
+    ).build()
+    batch = make_batch([[random_laid_out(3 * row + i) for i in range(3)] for row in range(2)], StaticPatcher(3))
+    expected = model(batch)
+    with mask_backend("flex"):
+        torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_forcing_a_back_end_ends_with_its_block() -> None:
@@ -149,7 +177,7 @@ class NoSync(TorchDispatchMode):
 @pytest.mark.parametrize("backend", ["flex", "dense"])
 def test_building_a_mask_never_waits_for_the_device(backend: MaskBackend) -> None:
     doc_BT = random_docs(2, 150, 0)
-    cross, num_keys = cross_rule(doc_BT, 0, 4, 2)
+    cross, num_keys = decoder_rule(doc_BT, 0, 4, 2)
     with NoSync():
         for rule, keys in ((causal_rule(doc_BT), 150), (causal_rule(doc_BT, 9), 150), (cross, num_keys)):
             build(rule, backend, (2, 150, keys))
@@ -167,7 +195,7 @@ def test_compiled_kernels_agree_on_cuda_gradients_included(kind: str) -> None:
         doc_BT = random_docs(2, num_tokens, 0).cuda()
         rule, num_keys = causal_rule(doc_BT, 40 if kind == "windowed" else None), num_tokens
         if kind == "cross":
-            rule, num_keys = cross_rule(doc_BT, 0, 30, 2)
+            rule, num_keys = decoder_rule(doc_BT, 0, 30, 2)
         elif kind == "random":
             rule = table_rule(torch.rand(2, num_tokens, num_keys, generator=seeded(0)).cuda() < 0.1)
         sizes = (2, num_tokens, num_keys)
