@@ -1,17 +1,23 @@
-"""Ranks: start under torchrun, add gradients and scalars over processes, let rank 0 write.
+"""Ranks: start under torchrun, add gradients and scalars over processes, say so when one of them is gone.
 
-Place in the pipeline: layer 3, used by the trainer; recipes read `rank()` and `world_size()` for their loaders.
+Place in the pipeline: layer 3, used by the trainer and by checkpoints; recipes read `rank()` and `world_size()` for their
+loaders.
 Trap: rank r reads rows r::world_size of the global batch, so sums over ranks are sums over that batch. Everything here adds
 and never averages; the trainer divides once, by the weight of the whole batch.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32 gradients per all-reduce
+# Gloo raises a plain RuntimeError for every trouble, so its words are all there is to go by.
+LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout")
 
 
 def rank() -> int:
@@ -24,11 +30,12 @@ def world_size() -> int:
     return dist.get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(device: str) -> torch.device:
+def start(device: str, timeout_s: float = 600.0) -> torch.device:
     """Join the other processes of torchrun, if any, and return this process's device.
 
-    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere. Raises ValueError on a name
-    that torch does not know and on a CUDA device that is not there.
+    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere; a rank that leaves the others
+    without an answer for `timeout_s` seconds is an error. Raises ValueError on a name that torch does not know and on a
+    CUDA device that is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +50,9 @@ def start(device: str) -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size() > 1 and not _started():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # Gloo beside NCCL: Python objects travel without waiting for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return chosen
 
 
@@ -51,6 +60,28 @@ def stop() -> None:
     """Leave the group; a process that exits without it prints a warning under NCCL."""
     if _started():
         dist.destroy_process_group()
+
+
+def new_cpu_group(timeout_s: float) -> dist.ProcessGroup | None:
+    """All ranks once more, on gloo, for a thread that must not get between the messages of another; None alone."""
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turns what gloo and NCCL say when a rank is gone into what has happened and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error).lower()
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or any(w in words for w in LOST_RANK)):
+            raise
+        raise RuntimeError(
+            f"rank {rank()} got no answer from another rank, which died or hangs ({str(error)[:300]}); look for the first "
+            "error in the output of the other ranks, then run the same command again to go on from the last checkpoint"
+        ) from error
 
 
 def sum_tensors(tensors: list[torch.Tensor]) -> None:
@@ -71,21 +102,21 @@ def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
             dist.broadcast(x, src=0)
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Rank 0's plain Python value on every rank."""
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """One plain Python value per rank, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -7,7 +7,8 @@ TIMING.
 
 One line per logged step: `step`, `loss`, `lr`, `grad_norm`, the objective's scalars (means since the line before; null
 when nothing was counted), its `total_*` (since the start of the run), `seconds` (of training, over all resumes), `rate`
-(steps per second).
+(steps per second), `tokens_per_s`, `units_per_s`, `mfu` (over all ranks, where known, see `throughput`), `spikes` (since the
+start of the run, when they are looked for).
 """
 
 import errno
@@ -19,8 +20,8 @@ from typing import Any
 import torch
 
 FILE = "metrics.jsonl"
-TIMING = ("seconds", "rate")
-RESERVED = {"step", "loss", "weight", "lr", "grad_norm", *TIMING}
+TIMING = ("seconds", "rate", "tokens_per_s", "units_per_s", "mfu")
+RESERVED = {"step", "loss", "weight", "lr", "grad_norm", "spikes", *TIMING}
 
 
 class Sums:

@@ -1,6 +1,6 @@
-"""What surrounds a training loop: stop requests, reproducible settings, the progress line.
+"""What surrounds a training loop: stop requests, random generators, reproducible settings, the progress line.
 
-Place in the pipeline: layer 3, used by the trainer alone. Each is a context manager that puts back what it found.
+Place in the pipeline: layer 3, used by the trainer alone. The context managers put back what they found.
 Trap: signal handlers can be set in the main thread only; elsewhere a run simply cannot be asked to stop.
 """
 
@@ -37,6 +37,44 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+class LateNumber:
+    """A number of the device, read one step later, so that nobody waits for the step in hand. On a CPU: at once."""
+
+    def __init__(self) -> None:
+        self._copy: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def swap(self, value: torch.Tensor) -> float:
+        """Hand in this step's number, get that of the step before (0 at first)."""
+        if value.device.type != "cuda":
+            return float(value)
+        before = self._copy
+        pinned = torch.empty((), dtype=value.dtype, pin_memory=True)
+        pinned.copy_(value, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._copy = (pinned, done)
+        if before is None:
+            return 0.0
+        before[1].synchronize()
+        return float(before[0])
+
+
+def generator_states(device: torch.device, rank: int) -> dict[str, torch.Tensor]:
+    """torch's global generators, from which dropout draws; named by rank, for each has its own."""
+    states = {f"cpu.{rank}": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"cuda.{rank}"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: dict[str, torch.Tensor], device: torch.device, rank: int) -> None:
+    """The inverse. A rank without a state keeps its fresh seed."""
+    if f"cpu.{rank}" in states:
+        torch.set_rng_state(states[f"cpu.{rank}"])
+    if f"cuda.{rank}" in states:
+        torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)
 
 
 @contextmanager

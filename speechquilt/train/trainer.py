@@ -12,7 +12,6 @@ Python's and numpy's global generators are not part of it: nothing here uses the
 
 import json
 import os
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,33 @@ from torch import nn
 
 from speechquilt import config as configs
 from speechquilt.protocols import Loader, Objective
-from speechquilt.train import checkpoint, distributed, metrics, optim
-from speechquilt.train.surroundings import Progress, StopRequest, reproducible
+from speechquilt.train import checkpoint, distributed, metrics, optim, parallel, throughput
+from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
+from speechquilt.train.surroundings import (
+    LateNumber,
+    Progress,
+    StopRequest,
+    generator_states,
+    reproducible,
+    set_generator_states,
+)
 
-# Keys that a resumed run may change: none of them alters what is computed at a step. (`num_threads`, `device` and `compile`
-# alter the rounding.) `steps` is not among them, because the learning rate depends on it.
-FREE_KEYS = {"log_every", "checkpoint_every", "keep_checkpoints", "device", "compile", "num_threads"}
+# Keys that a resumed run may change: none of them alters what is computed at a step. (`num_threads`, `device`, `compile`,
+# `shard` and `recompute` alter the rounding.) `steps` is not among them, because the learning rate depends on it.
+FREE_KEYS = {
+    "log_every",
+    "checkpoint_every",
+    "checkpoint_async",
+    "keep_checkpoints",
+    "device",
+    "num_threads",
+    "compile",
+    "recompute",
+    "shard",
+    "shard_size",
+    "rank_timeout_s",
+    "peak_flops",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +57,16 @@ class TrainConfig:
 
     A step adds `accumulate` batches of the loader on every rank. `clip` bounds the norm of the mean gradient. `dtype` is
     that of autocast; weights and moments are always float32. `num_threads` None leaves torch's own choice.
+
+    Many ranks: `shard` splits weights, gradients and moments over all ranks ("full") or over `shard_size` of them
+    ("hybrid"); "none" keeps them whole on each. Blocks then compute with weights gathered in `dtype`. A rank that does not
+    answer for `rank_timeout_s` seconds ends the run. Memory: `recompute` keeps only the inputs of the model's blocks
+    ("blocks"), or also their matrix products and attention outputs ("selective"). `compile` compiles block by block.
+    `checkpoint_async` writes checkpoints while training goes on.
+
+    A step whose loss or gradient norm exceeds `spike_factor` times its running median is reported with its batches; with
+    `skip_spikes` its update is left out, which costs a wait for the device in every step. `peak_flops` of one device is
+    what `mfu` is measured against, where the table of `throughput` does not know it.
     """
 
     steps: int
@@ -48,22 +78,37 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    spike_factor: float | None = None
+    skip_spikes: bool = False
     accumulate: int = 1
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoint_async: bool = False
     keep_checkpoints: int = 2
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    recompute: Literal["none", "blocks", "selective"] = "none"
+    shard: Literal["none", "full", "hybrid"] = "none"
+    shard_size: int = 8
+    rank_timeout_s: float = 600.0
+    peak_flops: float | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("steps", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "lr", "clip"):
+        positive = ("steps", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "lr", "clip")
+        for key in (*positive, "shard_size", "rank_timeout_s"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be positive")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must lie in 0..steps={self.steps}")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor={self.spike_factor} must be above 1, or null to look for no spikes")
+        if self.skip_spikes and self.spike_factor is None:
+            raise ValueError("skip_spikes=true needs a spike_factor that says what a spike is; set one, for example 4")
+        if self.peak_flops is not None and self.peak_flops <= 0:
+            raise ValueError(f"peak_flops={self.peak_flops} must be positive, or null to look the device up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +150,9 @@ class Trainer:
     ) -> None:
         self.config, self.objective, self.loader, self.name = config, objective, loader, name
         self.run_dir = _writable(Path(run_dir))
-        self.device = distributed.start(config.device)
+        self.device = distributed.start(config.device, config.rank_timeout_s)
         self.model = model.to(self.device)
-        self.forward_model = torch.compile(model) if config.compile else model
+        self.sharded = self._prepare(model)
         self.optimizer = optim.adamw(
             model,
             lr=config.lr,
@@ -117,22 +162,34 @@ class Trainer:
             device=self.device,
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.writer = checkpoint.Writer(
+            self.run_dir,
+            keep=config.keep_checkpoints,
+            background=config.checkpoint_async,
+            device=self.device,
+            timeout_s=config.rank_timeout_s,
+        )
         self.step = 0
         self.sums = metrics.Sums()
         self.scalars: dict[str, float | None] = {}  # of the last metrics line
         self.grad_norm = torch.zeros(())
-        self.clock = _Clock(seconds=0.0, step=0)
-        self._unchecked: list[_Health] = []
+        self.guard = StepGuard(config.spike_factor)
+        self.stop = StopRequest()
+        self._stop_votes, self._late_votes = torch.zeros(()), LateNumber()
+        self.clock = self._clock(seconds=0.0)
 
     def train(self, stop_after: int | None = None) -> TrainResult:
         """Go on from the last checkpoint to the last step, or to step `stop_after`; the model is left in eval mode.
 
-        Raises ValueError when the run folder was made with another config or model, or when the loss is not finite;
-        OSError when a checkpoint cannot be written; Stopped after SIGTERM or SIGINT. The last checkpoint is always kept.
+        A sharded model stays sharded: `checkpoint.load_model(run_dir, ...)` fills a whole one. Raises ValueError when the
+        run folder was made with another config or model, or when the loss is not finite; OSError when a checkpoint cannot
+        be written; Stopped after SIGTERM or SIGINT; RuntimeError when another rank is gone. The last checkpoint is always
+        kept.
         """
         config = self.config
         last = config.steps if stop_after is None else min(config.steps, stop_after)
-        with reproducible(self.device, config.num_threads), StopRequest() as stop:
+        self.stop = StopRequest()
+        with distributed.naming_lost_ranks(), reproducible(self.device, config.num_threads), self.stop, self.writer:
             self._resume()
             self.model.train()
             with (
@@ -142,11 +199,12 @@ class Trainer:
                 while self.step < last:
                     self.train_step()
                     loss = self._log(log) if self.step == 1 or self._due(config.log_every) else None
-                    stopping = self._agree(stop)
+                    stopping = self._agree_to_stop()
                     if stopping or self.step == last or self._due(config.checkpoint_every):
                         self._save(log)
                     progress.update(loss)
                     if stopping:
+                        self.writer.wait()
                         raise Stopped(self.step, self.run_dir)
         self.model.eval()
         return TrainResult(
@@ -163,14 +221,15 @@ class Trainer:
         sums, batches = self._accumulate()
         self._sum_over_ranks(sums)
         optim.divide_gradients(self.parameters, sums["weight"])
-        self.grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        optim.set_lr(self.optimizer, self.lr)
-        self.optimizer.step()
+        self.grad_norm = parallel.clip_gradients(self.parameters, self.config.clip)
+        self.guard.note(StepOutcome(self.step, sums["loss"], sums["weight"], self.grad_norm, batches))
+        # On a CPU reading costs nothing; elsewhere it waits for the device, so it is left to logging and saving.
+        spiked = self._check() if self.device.type == "cpu" or self.config.skip_spikes else False
+        if not (spiked and self.config.skip_spikes):
+            optim.set_lr(self.optimizer, self.lr)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.sums.add(sums)
-        self._unchecked.append(_Health(self.step, sums["loss"], sums["weight"], self.grad_norm.double(), batches))
-        if self.device.type == "cpu":  # elsewhere reading waits for the device, so it is left to logging and saving
-            self._check()
 
     @property
     def lr(self) -> float:
@@ -185,14 +244,24 @@ class Trainer:
             schedule=c.schedule,
         )
 
-    def _accumulate(self) -> tuple[dict[str, torch.Tensor], "_Batches"]:
+    def _prepare(self, model: nn.Module) -> bool:
+        """The same weights on every rank, then recomputing, compiling and sharding; returns whether it is sharded."""
+        config = self.config
+        distributed.broadcast_tensors([x.detach() for x in model.state_dict().values()])
+        parallel.recompute_activations(model, config.recompute)
+        if config.compile:
+            parallel.compile_parts(model)
+        dtype = getattr(torch, config.dtype)
+        return parallel.shard(model, config.shard, size=config.shard_size, device=self.device, dtype=dtype)
+
+    def _accumulate(self) -> tuple[dict[str, torch.Tensor], list[BatchOutcome]]:
         """Backward through this rank's batches. Returns their summed loss, weight and scalars, and what to blame."""
         sums: dict[str, torch.Tensor] = {}
-        batches: _Batches = []
+        batches = []
         for _ in range(self.config.accumulate):
             batch = self.loader.next_batch().to(self.device)
             with self._autocast():
-                loss, weight, scalars = self.objective(self.forward_model, batch)
+                loss, weight, scalars = self.objective(self.model, batch)
             loss.backward()
             if reserved := metrics.RESERVED & scalars.keys():
                 raise ValueError(
@@ -201,18 +270,20 @@ class Trainer:
             for name, value in {"loss": loss, "weight": weight, **scalars}.items():
                 value = value.detach().to(self.device, torch.float64)
                 sums[name] = sums[name] + value if name in sums else value
-            batches.append((loss.detach(), getattr(batch, "meta", None)))
+            batches.append(BatchOutcome(loss.detach(), weight.detach(), getattr(batch, "meta", None)))
         return sums, batches
 
     def _sum_over_ranks(self, sums: dict[str, torch.Tensor]) -> None:
-        """Gradients and sums, in place. The objective must name the same scalars on every rank."""
+        """Gradients and sums, in place, and the wishes to stop. The objective must name the same scalars on every rank."""
         for p in self.parameters:
             if p.grad is None:  # not used in this step, here, but perhaps on another rank
                 p.grad = torch.zeros_like(p)
         if self.step == 1 and any(names != list(sums) for names in distributed.gather_objects(list(sums))):
             raise ValueError(f"the objective names other scalars on another rank than {', '.join(sums)}")
-        distributed.sum_tensors([p.grad for p in self.parameters if p.grad is not None])
-        distributed.sum_tensors(list(sums.values()))
+        if not self.sharded:  # else the backward pass has added them
+            distributed.sum_tensors([p.grad for p in self.parameters if p.grad is not None])
+        self._stop_votes = torch.full((), float(self.stop.asked), dtype=torch.float64, device=self.device)
+        distributed.sum_tensors([*sums.values(), self._stop_votes])
 
     def _autocast(self) -> Any:
         if self.config.dtype == "float32":
@@ -222,27 +293,22 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _agree(self, stop: StopRequest) -> bool:
-        """Whether to stop after this step: all ranks or none, so several ask each other, but only when they log."""
+    def _agree_to_stop(self) -> bool:
+        """Whether to stop after this step: all ranks or none. On a GPU the answer is that of the step before."""
         if distributed.world_size() == 1:
-            return stop.asked
-        return self._due(self.config.log_every) and any(distributed.gather_objects(stop.asked))
+            return self.stop.asked
+        return self._late_votes.swap(self._stop_votes) > 0
 
-    def _check(self) -> None:
-        """Raise ValueError for the first step since the last check whose loss, weight or gradient is unusable."""
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked:
-            return
-        table = torch.stack([torch.stack([h.loss, h.weight, h.grad_norm]) for h in unchecked])
-        fine = table.isfinite().all(1) & (table[:, 1] > 0)
-        if fine.all():
-            return
-        folder = checkpoint.latest(self.run_dir)
-        raise ValueError(
-            f"{unchecked[int(fine.long().argmin())].describe()}; look at that batch, or start another run with a lower lr "
-            f"(now {self.config.lr}) or more warmup_steps; "
-            + (f"the checkpoint {folder} is kept" if folder else "no checkpoint was written yet")
-        )
+    def _check(self) -> bool:
+        """Whether the last step was a spike. Raises ValueError for a step that was no good, with what to do about it."""
+        try:
+            return self.guard.check()
+        except BadStep as bad:
+            kept = checkpoint.folders_of(self.run_dir)[-1:]
+            raise ValueError(
+                f"{bad}; look at that batch, or start another run with a lower lr (now {self.config.lr}) or more "
+                "warmup_steps; " + (f"the checkpoint {kept[0]} is kept" if kept else "no checkpoint was written yet")
+            ) from bad
 
     def _log(self, log: metrics.MetricsFile) -> float:
         """One line of metrics for the steps since the line before; returns their loss. Waits for the device."""
@@ -252,120 +318,74 @@ class Trainer:
         assert loss is not None  # _check saw positive weights
         self.scalars = {"loss": loss, **means}
         self.sums.window = {}
+        totals = self.sums.read_totals()
         log.write(
             {
                 "step": self.step,
                 "loss": loss,
                 "lr": self.lr,
                 "grad_norm": float(self.grad_norm),
+                **({} if self.config.spike_factor is None else {"spikes": self.guard.spikes}),
                 **means,
-                **self.sums.read_totals(),
+                **totals,
                 "seconds": self.clock.seconds,
-                "rate": self.clock.rate(self.step),
+                **self.clock.rates(self.step, totals),
             }
         )
         return loss
 
     def _save(self, log: metrics.MetricsFile) -> None:
-        """Write a checkpoint of this step, from rank 0, after making sure that its weights are worth keeping."""
+        """Write a checkpoint of this step, all ranks together, after making sure that its weights are worth keeping."""
         self._check()
-        generators = distributed.gather_objects(_generator_state(self.device))
-        if distributed.rank() != 0:
-            return
         log.sync()
-        checkpoint.save(
-            self.run_dir,
+        self.writer.save(
             self.step,
             tensors={
                 "model": self.model.state_dict(),
                 "optimizer": checkpoint.pack_optimizer(self.optimizer),
-                "rng": {f"{key}.{r}": state for r, states in enumerate(generators) for key, state in states.items()},
+                "rng": generator_states(self.device, distributed.rank()),
             },
             state={
                 "config": configs.to_dict(self.config),
                 "loader": _plain(self.loader.state_dict()),
                 "sums": self.sums.state_dict(),
                 "scalars": self.scalars,
+                "guard": self.guard.state_dict(),
                 "seconds": self.clock.seconds,
             },
-            keep=self.config.keep_checkpoints,
         )
 
     def _resume(self) -> None:
         """Take everything from the run folder's last checkpoint; without one, seed torch and start at step 0."""
-        folder = distributed.broadcast_object(checkpoint.latest(self.run_dir) if distributed.rank() == 0 else None)
+        folder = checkpoint.latest(self.run_dir, together=True)
         torch.manual_seed(self.config.seed + distributed.rank())
         self.optimizer.zero_grad()  # of a step that an exception cut short
+        self.guard.forget()
         if folder is None:
             if self.step > 0:
                 raise ValueError(f"step {self.step} failed before the first checkpoint; build model and Trainer anew")
-            distributed.broadcast_tensors([x.detach() for x in self.model.state_dict().values()])
-            self.clock = _Clock(seconds=0.0, step=0)
+            self.clock = self._clock(seconds=0.0)
             return
         state = checkpoint.load_state(folder)
         _require_same(configs.to_dict(self.config), state["config"], folder)
         self.step = checkpoint.load_model(folder, self.model)
-        checkpoint.unpack_optimizer(self.optimizer, checkpoint.load_tensors(folder, "optimizer"))
+        checkpoint.load_optimizer(folder, self.optimizer)
         self.loader.load_state_dict(state["loader"])
         self.sums.load_state_dict(state["sums"], self.device)
         self.scalars = state["scalars"]
-        self.clock = _Clock(seconds=state["seconds"], step=self.step)
-        _set_generator_state(checkpoint.load_tensors(folder, "rng"), self.device)
+        self.guard.load_state_dict(state["guard"])
+        self.clock = self._clock(seconds=state["seconds"])
+        generators = checkpoint.load_generators(folder, list(generator_states(self.device, distributed.rank())))
+        set_generator_states(generators, self.device, distributed.rank())
 
-
-_Batches = list[tuple[torch.Tensor, Any]]  # of one step on this rank: loss, meta
-
-
-@dataclass
-class _Health:
-    """What tells whether a step went well, as tensors, until somebody may wait for the device."""
-
-    step: int
-    loss: torch.Tensor
-    weight: torch.Tensor
-    grad_norm: torch.Tensor
-    batches: _Batches
-
-    def describe(self) -> str:
-        """What is wrong, and the meta of the batches that did it."""
-        loss, weight, grad_norm = (float(x) for x in (self.loss, self.weight, self.grad_norm))
-        guilty = [meta for loss, meta in self.batches if not loss.isfinite()] or [meta for _, meta in self.batches]
-        problem = f"step {self.step}: loss {loss:g}, weight {weight:g}, gradient norm {grad_norm:g}"
-        rule = "nothing to predict in any batch" if weight == 0 else "all must be finite, the weight positive"
-        return f"{problem}; {rule}; meta of its batches on rank {distributed.rank()}: {str(guilty)[:500]}"
-
-
-class _Clock:
-    """Seconds of training over all resumes, and steps per second since it was last asked."""
-
-    def __init__(self, seconds: float, step: int) -> None:
-        self._began = time.monotonic() - seconds
-        self._asked = (step, seconds)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def rate(self, step: int) -> float:
-        (earlier_step, earlier), self._asked = self._asked, (step, self.seconds)
-        return (step - earlier_step) / max(self._asked[1] - earlier, 1e-9)
-
-
-def _generator_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """torch's global generators: dropout draws from them."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_generator_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """This rank's; a rank that the checkpoint does not know keeps its fresh seed."""
-    rank = distributed.rank()
-    if f"cpu.{rank}" in states:
-        torch.set_rng_state(states[f"cpu.{rank}"])
-    if device.type == "cuda" and f"cuda.{rank}" in states:
-        torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)
+    def _clock(self, seconds: float) -> throughput.Clock:
+        peak = self.config.peak_flops or throughput.peak_flops(self.device)
+        return throughput.Clock(
+            seconds=seconds,
+            step=self.step,
+            totals=self.sums.read_totals(),
+            peak=None if peak is None else peak * distributed.world_size(),
+        )
 
 
 def _require_same(now: dict[str, Any], before: dict[str, Any], folder: Path) -> None:
@@ -379,16 +399,16 @@ def _require_same(now: dict[str, Any], before: dict[str, Any], folder: Path) -> 
 
 
 def _plain(state: dict) -> dict:
-    """A loader's state as JSON data; anything that JSON would bend (tuples, tensors, int keys) is an error."""
+    """A loader's state as a copy in JSON data; anything that JSON would bend (tuples, tensors, int keys) is an error."""
     try:
-        same = json.loads(json.dumps(state)) == state
+        copied = json.loads(json.dumps(state))
     except (TypeError, ValueError):
-        same = False
-    if not same:
+        copied = None
+    if copied != state:
         raise ValueError(
             f"the loader's state_dict() must be plain JSON data to be resumed exactly, not {str(state)[:200]}"
         )
-    return state
+    return copied
 
 
 def _writable(run_dir: Path) -> Path:
