@@ -4,6 +4,10 @@ Run as a script it trains in a folder: `python -m tests.e2e.tiny_training RUN_DI
 objective writes RUN_DIR/blocked in the middle of step N and waits there to be killed.
 """
 
+import json
+import os
+import socket
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +20,7 @@ from torch.nn import functional
 from speechquilt.train import distributed
 from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
 
+ROOT = Path(__file__).parents[2]
 ITEMS, ROWS, WIDTH, CLASSES = 22, 4, 6, 5  # 22 items in rows of 4: the edge of an epoch falls inside a batch
 
 
@@ -97,6 +102,31 @@ def train(run_dir: Path, **changes) -> TrainResult:
     return make(run_dir, **changes).train()
 
 
+def run_ranks(module: str, ranks: int, *arguments: object) -> None:
+    """`python -m module arguments` in several gloo processes, as torchrun would; fails when one of them does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | common | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    told = "\n".join(f"rank {r}: {text}" for r, text in enumerate(errors))
+    assert all(process.returncode == 0 for process in processes), told
+
+
 def main(run_dir: Path, block_at: int = 0, **changes) -> None:
     calls = 0
 
@@ -115,4 +145,4 @@ def main(run_dir: Path, block_at: int = 0, **changes) -> None:
 
 if __name__ == "__main__":
     pairs = (argument.split("=") for argument in sys.argv[2:])
-    main(Path(sys.argv[1]), **{k: float(v) if "." in v else int(v) for k, v in pairs})
+    main(Path(sys.argv[1]), **{key: json.loads(value) for key, value in pairs})
