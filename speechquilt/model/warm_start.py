@@ -80,7 +80,7 @@ def read_base(folder: Path) -> Base:
     for path in _weight_files(folder):
         weights |= {name: tensor.float() for name, tensor in read_weights(path).items()}
     if config.get("tie_word_embeddings") and EMBEDDING in weights:
-        weights[HEAD] = weights[EMBEDDING].clone()
+        weights[HEAD] = weights[EMBEDDING]
     _check_weights(folder, llama, weights)
     embedding_RD, head_RD = weights.pop(EMBEDDING), weights.pop(HEAD)
     stack = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if not _is_buffer(name)}

@@ -1,6 +1,7 @@
 """An exported plain model is the same model in transformers: logits, generation, ids, and the way back."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from speechquilt import cli, config
 from speechquilt.evals.scorer import Scorer
@@ -25,6 +28,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, Batch, Document, Modality, Segment
 from speechquilt.vocab import Vocab
 
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "warm-start.md"
 SIZES: dict[str, Any] = {"width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 56}
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32)
 STACKS = {
@@ -122,6 +126,34 @@ def test_the_exported_tokenizer_writes_documents_with_our_ids(tmp_path: Path) ->
         "LlamaForCausalLM",
     ):
         assert said in readme
+
+
+def test_the_page_that_explains_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(made(STACKS["LlamaForCausalLM"]), VOCAB, TOKENIZER, tmp_path / "exported")
+    code = re.findall(r"^```python\n(.*?)^```", HOW_TO.read_text(), flags=re.M | re.S)[-1]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(HOW_TO), "exec"), {})
+    assert "<|bos|><|text|> the red fox<|speech|>" in capsys.readouterr().out
+
+
+def test_a_bases_own_special_tokens_stay_text_and_are_not_added(tmp_path: Path) -> None:
+    full = Tokenizer.from_str(TOKENIZER.json)
+    full.add_special_tokens(["<|begin_of_text|>"])
+    first = full.token_to_id("<|begin_of_text|>")
+    full.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
+    )
+    full.save(str(tmp_path / "base.json"))
+    tokenizer = TextTokenizer.load(tmp_path / "base.json")
+    vocab = Vocab(num_text=tokenizer.size, num_speech=5)
+    model = PlainLMConfig(vocab_size=vocab.size, llama=STACKS["LlamaForCausalLM"]).build()
+    export(model, vocab, tokenizer, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = theirs("<|bos|><|text|>the red fox<|begin_of_text|><|speech|><|speech_4|>").input_ids
+    expected = [vocab.bos, vocab.marker("text"), *tokenizer.encode("the red fox"), first]
+    assert ids == [*expected, vocab.marker("speech"), vocab.speech_start + 4]
 
 
 def test_a_text_tokenizer_with_a_token_of_our_name_is_refused(tmp_path: Path) -> None:

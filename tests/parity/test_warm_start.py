@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from speechquilt.model import folder as model_folder
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face, read_base
 from speechquilt.nn.llama import LlamaConfig
+from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, Batch
 from speechquilt.vocab import Special, Vocab
 from tests.parity.tiny_checkpoints import VARIANTS, VOCAB, saved
 
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "warm-start.md"
 VOCABULARY = Vocab(num_text=VOCAB - 2, num_speech=23)  # the base's table is padded beyond the tokenizer
 LOCAL = LatentLMConfig(
     vocab_size=0,
@@ -156,6 +160,41 @@ def test_speech_units_enter_the_global_transformer_as_large_as_text(kind: str, t
     assert isinstance(model, LatentLM)
     rms = inputs_rms(model)
     assert rms["speech"] == pytest.approx(rms["text"], rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["plain", "latent"])
+def test_every_weight_learns_and_tied_tables_become_two(kind: str, tmp_path: Path) -> None:
+    model, batch, vocab = warm(kind, saved(tmp_path, "llama31_tied")[0]), text_batch(num_tokens=16), VOCABULARY
+    ids_BT = batch.ids_BT.clone()
+    ids_BT[:, 4] = vocab.marker("speech")
+    ids_BT[:, 5:12] = vocab.speech_start + torch.arange(7)
+    ids_BT[:, 12] = vocab.marker("text")
+    labels_BT = ids_BT.roll(-1, 1)
+    labels_BT[:, -1] = IGNORE
+    opens_BT, closes_BT = torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT, dtype=torch.bool)
+    opens_BT[:, [6, 8, 10]] = closes_BT[:, [5, 7, 9, 11]] = False  # patches of two and a short one
+    logits_BTV = model(replace(batch, ids_BT=ids_BT, opens_BT=opens_BT, closes_BT=closes_BT))
+    torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE).backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+        assert weight.grad.any(), name
+    tables = (model.embedding, model.head) if kind == "plain" else (model.text_embedding, model.text_head)
+    assert tables[0].weight.data_ptr() != tables[1].weight.data_ptr()
+
+
+def test_the_page_that_explains_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer.train(["the red fox"], 300)
+    saved(tmp_path / "base", "qwen2", vocab_size=tokenizer.size)
+    tokenizer.save(tmp_path / "base" / "tokenizer.json")
+    code = re.findall(r"^```python\n(.*?)^```", HOW_TO.read_text(), flags=re.M | re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(HOW_TO), "exec"), {})
+    for kind in ("plain", "latent"):
+        assert (
+            model_folder.load(tmp_path / "warm" / kind).config.vocab_size
+            == Vocab(num_text=tokenizer.size, num_speech=512).size
+        )
 
 
 def inputs_rms(model: LatentLM) -> dict[str, float]:
