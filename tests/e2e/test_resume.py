@@ -39,9 +39,10 @@ def assert_same_run(a, b):
     assert lines(a) == lines(b)
 
 
-def kill_in_step(run_dir, step):
+def kill(run_dir, *when):
+    """Train in another process until it has blocked itself, then kill it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.tiny_training", str(run_dir), f"block_at={step}"],
+        [sys.executable, "-m", "tests.e2e.tiny_training", str(run_dir), *when],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
@@ -64,7 +65,7 @@ def whole(tmp_path_factory):
 
 def test_sigkill_in_the_middle_of_a_step(whole, tmp_path):
     """Step 13 is past a metrics line (12) that the last checkpoint (10) does not know, and past two epoch edges."""
-    kill_in_step(tmp_path, 13)
+    kill(tmp_path, "block_at=13")
     assert checkpoint.latest(tmp_path).name == "step_00000010"
     assert read_metrics(tmp_path)[-1]["step"] == 12
     tiny_training.train(tmp_path)
@@ -72,9 +73,25 @@ def test_sigkill_in_the_middle_of_a_step(whole, tmp_path):
 
 
 def test_sigkill_before_the_first_checkpoint(whole, tmp_path):
-    kill_in_step(tmp_path, 3)
+    kill(tmp_path, "block_at=3")
     assert checkpoint.latest(tmp_path) is None
     tiny_training.train(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_sigkill_while_a_checkpoint_is_written(whole, tmp_path, background):
+    """The optimizer's file is half on disk; in the background training has gone on meanwhile."""
+    kill(tmp_path, "block_writing_at=10", f"checkpoint_async={background}")
+    assert checkpoint.latest(tmp_path).name == "step_00000005"
+    assert (tmp_path / checkpoint.FOLDER / "step_00000010.tmp" / "model").is_dir()
+    tiny_training.train(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_saving_in_the_background_changes_nothing(whole, tmp_path):
+    tiny_training.make(tmp_path, checkpoint_async=True, checkpoint_every=2).train(stop_after=9)
+    tiny_training.train(tmp_path, checkpoint_async=True, checkpoint_every=1)
     assert_same_run(whole, tmp_path)
 
 

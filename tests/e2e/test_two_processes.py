@@ -2,7 +2,9 @@
 
 import math
 import os
+import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from speechquilt.train.metrics import read_metrics
 from speechquilt.train.trainer import Stopped
 from tests.e2e import tiny_training
 from tests.e2e.test_resume import assert_same_run
-from tests.e2e.tiny_training import run_ranks
+from tests.e2e.tiny_training import ROOT, run_ranks, start_ranks
 
 
 def on_rank_one(step: int, act):
@@ -74,6 +76,27 @@ def test_each_rank_has_its_own_dropout_and_gets_it_back(together):
     assert not torch.equal(rng["cpu.0"], rng["cpu.1"])
     assert_same_run(together / "whole", together / "parts")
     assert_same_run(together / "whole", together / "stopped")
+
+
+def test_a_dead_rank_ends_the_job(tmp_path):
+    """Under torchrun: which rank died of what, and a run folder from which the same command goes on."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tests.e2e.tiny_training", str(tmp_path), "die_at=7"]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert ended.returncode != 0
+    assert re.search(r"Root Cause.*rank *: 1 .*\(SIGKILL\)", ended.stderr, re.DOTALL), ended.stderr
+    assert checkpoint.latest(tmp_path).name == "step_00000005"
+
+
+@pytest.mark.parametrize("trouble", ["die_at=7", "block_at=7"])
+def test_the_others_say_that_a_rank_is_gone(tmp_path, trouble):
+    survivor, lost = start_ranks("tests.e2e.tiny_training", 2, tmp_path, trouble, "rank_timeout_s=3", 'shard="full"')
+    try:
+        _, errors = survivor.communicate(timeout=60)
+    finally:
+        lost.kill()
+    assert survivor.returncode not in (0, None)
+    assert re.search(r"rank 0 got no answer from another rank.*run the same command again", errors, re.DOTALL), errors
 
 
 if __name__ == "__main__":

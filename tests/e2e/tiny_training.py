@@ -1,11 +1,13 @@
 """A model small enough to be trained many times in a test, with what makes resuming hard: dropout, a buffer, epochs.
 
 Run as a script it trains in a folder: `python -m tests.e2e.tiny_training RUN_DIR [key=value ...]`. With `block_at=N` the
-objective writes RUN_DIR/blocked in the middle of step N and waits there to be killed.
+objective writes RUN_DIR/blocked in the middle of step N and waits there to be killed; with `block_writing_at=N` it is the
+checkpoint of step N, half written. With `die_at=N` it kills itself in step N. Of several ranks it is the last one.
 """
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speechquilt.train import distributed
+from speechquilt.train import checkpoint, distributed
 from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
 
 ROOT = Path(__file__).parents[2]
@@ -102,13 +104,13 @@ def train(run_dir: Path, **changes) -> TrainResult:
     return make(run_dir, **changes).train()
 
 
-def run_ranks(module: str, ranks: int, *arguments: object) -> None:
-    """`python -m module arguments` in several gloo processes, as torchrun would; fails when one of them does."""
+def start_ranks(module: str, ranks: int, *arguments: object) -> list[subprocess.Popen]:
+    """`python -m module arguments` in several gloo processes, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=ROOT,
@@ -118,6 +120,11 @@ def run_ranks(module: str, ranks: int, *arguments: object) -> None:
         )
         for rank in range(ranks)
     ]
+
+
+def run_ranks(module: str, ranks: int, *arguments: object) -> None:
+    """The same, until all are done; fails when one of them does."""
+    processes = start_ranks(module, ranks, *arguments)
     try:
         errors = [process.communicate(timeout=120)[1] for process in processes]
     finally:
@@ -127,18 +134,33 @@ def run_ranks(module: str, ranks: int, *arguments: object) -> None:
     assert all(process.returncode == 0 for process in processes), told
 
 
-def main(run_dir: Path, block_at: int = 0, **changes) -> None:
+def main(run_dir: Path, block_at: int = 0, block_writing_at: int = 0, die_at: int = 0, **changes) -> None:
     calls = 0
+
+    def block() -> None:
+        (run_dir / "blocked").touch()
+        time.sleep(60)
 
     def blocking(model, batch):
         nonlocal calls
         calls += 1
         result = objective(model, batch)
-        if calls == block_at:
-            (run_dir / "blocked").touch()
-            time.sleep(60)
+        last_rank = distributed.rank() == distributed.world_size() - 1
+        if calls == block_at and last_rank:
+            block()
+        if calls == die_at and last_rank:
+            os.kill(os.getpid(), signal.SIGKILL)
         return result
 
+    class BlockingFile(checkpoint._HashingFile):
+        def write(self, data):
+            if f"step_{block_writing_at:08d}.tmp/optimizer" in str(self.raw.name):
+                super().write(data[: len(data) // 2])
+                self.flush()
+                block()
+            return super().write(data)
+
+    checkpoint._HashingFile = BlockingFile
     train(run_dir, objective=blocking, **changes)
     distributed.stop()
 
