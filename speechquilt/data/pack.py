@@ -18,27 +18,33 @@ from speechquilt.protocols import Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut
 from speechquilt.vocab import Vocab
 
-ROUND_TOKENS_TO = 32  # few different T: less compiling and less memory fragmentation on a GPU
-# Measured on documents of 30-250 tokens in rows of 256 units: 0.8 wastes 1 % of the units where 0.9 wastes 5 %.
 FIRST_SHARE = 0.8  # of a batch's units goes to the oldest documents; the rest is chosen for fit
-TOKEN_SLACK = 1.05  # a row is filled up to this many times the tokens that a row of units holds on average,
-SHORT_OF_UNITS = 0.04  # unless more than this share of its units is still empty
+WORTH_A_MOVE = 1e-3  # share of a row that a change of its documents must fill, units and tokens added up
+PADDING_UNITS = 2  # what padding adds to a row with patches, see `PackedLoader`
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """`rows` of the global batch, over all ranks; a row holds at most `units_per_row` units and `tokens_per_row` tokens.
 
-    `buffer`: documents to choose from for the ends of rows, beside those that fill most of the batch in stream order.
+    `buffer`: documents to choose from for the ends of rows, beside those that would fill the batch in stream order.
+    `round_tokens_to`: T is rounded up to a multiple of it, for few different shapes; with `tokens_per_row` there is one.
     """
 
     rows: int
     units_per_row: int
     tokens_per_row: int
     buffer: int = 128
+    round_tokens_to: int = 32
 
     def __post_init__(self) -> None:
-        for key, least in (("rows", 1), ("units_per_row", 4), ("tokens_per_row", 4), ("buffer", 0)):
+        for key, least in (
+            ("rows", 1),
+            ("units_per_row", 4),
+            ("tokens_per_row", 4),
+            ("buffer", 0),
+            ("round_tokens_to", 1),
+        ):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
 
@@ -82,14 +88,15 @@ class PackedLoader:
     made by then (at most 1), which moves a curriculum.
 
     Rows: the oldest documents are spread over the rows of the batch, level in units *and* in tokens (rows are padded to
-    the longest); the ends are filled with what fits best among the next `config.buffer`. A document longer than a row is
-    cut there: its last token becomes an EOS that is no target.
+    the longest); then documents are added and exchanged for others of the buffer until both are nearly full. A document
+    longer than a row is cut there: its last token becomes an EOS that is no target.
     Padding is the last document of its row. Its first token is a closed unit, so that every padding position sees one
     (no empty attention); all its other tokens are one open unit, so that padding adds two units whatever its length.
 
-    `meta` of a batch, for this rank's rows: `tokens`, `speech_tokens`, `units`, `speech_units` (patches), `targets`,
-    `cut_documents`, `cut_tokens`, `documents` (per source), `document_ids` (per row). For the global batch: `waste` (share
-    of `units_per_row` without a unit) and `max_units` (most units in a row, padding included), equal on all ranks.
+    `meta` of a batch, for this rank's rows: `tokens`, `speech_tokens`, `units`, `speech_units` (patches), `unit_slots`
+    (`units_per_row` of every row), `targets`, `cut_documents`, `cut_tokens`, `documents` (per source), `document_ids` (per
+    row). For the global batch: `waste` (share of `units_per_row` without a unit) and `max_units` (most units in a row,
+    padding included), equal on all ranks. So are T, `num_units` and `num_local` (both None without a patcher).
     Raises ValueError when `rows` cannot be divided by `world_size`.
     """
 
@@ -118,8 +125,7 @@ class PackedLoader:
     def next_batch(self) -> Batch:
         rows = self._pack_rows()
         self.num_batches += 1
-        tokens = max(sum(item.num_tokens for item in row) for row in rows)
-        return self._collate(rows, -(-tokens // ROUND_TOKENS_TO) * ROUND_TOKENS_TO)
+        return self._collate(rows, self._rounded(max(sum(item.num_tokens for item in row) for row in rows)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON data, the same on every rank. Buffered documents are kept as their place in the stream."""
@@ -193,28 +199,25 @@ class PackedLoader:
     def _pack_rows(self) -> list[list[_Item]]:
         """Take the rows of one global batch out of the buffer; what is left stays in stream order."""
         first = self._refill()
-        placed = _place(
-            units_N=np.array([item.num_units for item in self._buffer]),
-            tokens_N=np.array([item.num_tokens for item in self._buffer]),
-            first=first,
-            config=self.config,
-        )
+        sizes_N2 = np.array([(item.num_units, item.num_tokens) for item in self._buffer])
+        placed = _place(sizes_N2, first, self.config)
         rows = [[self._buffer[n] for n in sorted(row)] for row in placed]
         gone = {n for row in placed for n in row}
         self._buffer = [item for n, item in enumerate(self._buffer) if n not in gone]
         return rows
 
     def _refill(self) -> int:
-        """Draw until the buffer holds the documents that come first and `config.buffer` more; returns how many do."""
-        first, units = 0, 0
-        while True:
-            if first == len(self._buffer):
+        """Draw until the buffer holds a batch's units and `config.buffer` documents more; returns how many come first."""
+        slots = self.config.rows * self.config.units_per_row
+        first, whole, units = 1, 0, 0
+        while units < slots:
+            if whole == len(self._buffer):
                 self._draw()
-            units += self._buffer[first].num_units
-            if first and units > FIRST_SHARE * self.config.rows * self.config.units_per_row:
-                break
-            first += 1
-        while len(self._buffer) < first + self.config.buffer:
+            units += self._buffer[whole].num_units
+            whole += 1
+            if units <= FIRST_SHARE * slots:
+                first = whole
+        while len(self._buffer) < whole + self.config.buffer:
             self._draw()
         return first
 
@@ -235,7 +238,7 @@ class PackedLoader:
             closes_BT[r, :end] = np.concatenate([item.closes_T for item in row])
             doc_BT[r, :end] = np.repeat(np.arange(len(row)), [item.num_tokens for item in row])
             doc_BT[r, end:] = len(row)
-            opens_BT[r, end : end + 2] = True
+            opens_BT[r, end : end + PADDING_UNITS] = True
             closes_BT[r, end : end + 1] = True
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
@@ -243,19 +246,35 @@ class PackedLoader:
             doc_BT=torch.from_numpy(doc_BT),
             opens_BT=None if self.patcher is None else torch.from_numpy(opens_BT),
             closes_BT=None if self.patcher is None else torch.from_numpy(closes_BT),
+            num_units=None if self.patcher is None else self.config.units_per_row + PADDING_UNITS,
+            num_local=None if self.patcher is None else self._num_local(rows),
             meta=self._meta(rows, mine, num_tokens),
         )
+
+    def _num_local(self, rows: list[list[_Item]]) -> int:
+        """Most tokens of a row in speech spans, their markers included; rounded, and never zero."""
+        marker = self.vocab.marker("speech")
+        return self._rounded(
+            max(sum(int((x.laid_out.is_speech_T | (x.laid_out.ids_T == marker)).sum()) for x in row) for row in rows)
+        )
+
+    def _rounded(self, num_tokens: int) -> int:
+        step = self.config.round_tokens_to
+        return max(1, -(-num_tokens // step)) * step
 
     def _meta(self, rows: list[list[_Item]], mine: list[list[_Item]], num_tokens: int) -> dict[str, Any]:
         items = [item for row in mine for item in row]
         units_R = [sum(item.num_units for item in row) for row in rows]
         tokens_R = [sum(item.num_tokens for item in row) for row in rows]
-        padding_units = [min(2, num_tokens - n) if self.patcher is not None else num_tokens - n for n in tokens_R]
+        padding_units = [
+            min(PADDING_UNITS, num_tokens - n) if self.patcher is not None else num_tokens - n for n in tokens_R
+        ]
         return {
             "tokens": sum(item.num_tokens for item in items),
             "speech_tokens": sum(int(item.laid_out.is_speech_T.sum()) for item in items),
             "units": sum(item.num_units for item in items),
             "speech_units": sum(int((item.opens_T & item.laid_out.is_speech_T).sum()) for item in items),
+            "unit_slots": self.config.units_per_row * len(mine),
             "targets": sum(int((item.labels_T != IGNORE).sum()) for item in items),
             "cut_documents": sum(item.num_cut > 0 for item in items),
             "cut_tokens": sum(item.num_cut for item in items),
@@ -266,43 +285,77 @@ class PackedLoader:
         }
 
 
-def _place(*, units_N: np.ndarray, tokens_N: np.ndarray, first: int, config: PackConfig) -> list[list[int]]:
+def _place(sizes_N2: np.ndarray, first: int, config: PackConfig) -> list[list[int]]:
     """Which of N buffered documents go into which row. The oldest always goes, so that none waits for ever.
 
-    The `first` ones are placed largest first, each into the row that it leaves least full; then every row is filled with
-    the largest that fit. Only a row that is still short of units may grow past the batch's common number of tokens.
+    `sizes_N2`: units and tokens. Rows are filled to the tokens that a row of units holds on average, rounded as T will be,
+    or to the oldest document's if it has more; a longer document waits until it is the oldest.
     """
-    mean_tokens = min(config.tokens_per_row, config.units_per_row * tokens_N.sum() / units_N.sum())
-    units_R, tokens_R = np.zeros(config.rows, dtype=np.int64), np.zeros(config.rows, dtype=np.int64)
-    rows: list[list[int]] = [[] for _ in range(config.rows)]
-    free_N = np.ones(len(units_N), dtype=bool)
-
-    def put(n: int, r: int) -> None:
-        rows[r].append(n)
-        units_R[r] += units_N[n]
-        tokens_R[r] += tokens_N[n]
-        free_N[n] = False
-
-    size_N = np.maximum(units_N / config.units_per_row, tokens_N / mean_tokens)
-    for n in [0, *sorted(range(1, first), key=lambda n: -size_N[n])]:
-        load_R = np.maximum(
-            (units_R + units_N[n]) / config.units_per_row,
-            (tokens_R + tokens_N[n]) / mean_tokens,
-        )
-        fits_R = (units_R + units_N[n] <= config.units_per_row) & (tokens_R + tokens_N[n] <= config.tokens_per_row)
-        if fits_R.any():
-            put(n, int(np.argmin(np.where(fits_R, load_R, np.inf))))
-    common = min(config.tokens_per_row, max(TOKEN_SLACK * mean_tokens, tokens_R.max()))
+    units, tokens = sizes_N2.sum(0)
+    step = config.round_tokens_to
+    mean = max(1, round(config.units_per_row * tokens / units / step)) * step  # the documents left make up for rounding
+    common = max(min(config.tokens_per_row, mean), int(sizes_N2[0, 1]))
+    rows = _Rows(sizes_N2, np.array([config.units_per_row, common]), config.rows)
+    rows.spread(first)
     for r in range(config.rows):
-        while True:
-            units_left = config.units_per_row - units_R[r]
-            fits_N = free_N & (units_N <= units_left) & (tokens_N <= common - tokens_R[r])
-            if not fits_N.any() and units_left > SHORT_OF_UNITS * config.units_per_row:
-                fits_N = free_N & (units_N <= units_left) & (tokens_N <= config.tokens_per_row - tokens_R[r])
-            if not fits_N.any():
-                break
-            put(int(np.argmax(np.where(fits_N, units_N, -1))), r)
-    return rows
+        while rows.improve(r):
+            pass
+        rows.ensure_one(r)
+    return rows.documents
+
+
+class _Rows:
+    """R rows being filled with N documents, `limits_2` units and tokens each; document 0 never leaves its row."""
+
+    def __init__(self, sizes_N2: np.ndarray, limits_2: np.ndarray, num_rows: int) -> None:
+        self.documents: list[list[int]] = [[] for _ in range(num_rows)]
+        self._sizes_N2, self._limits_2 = sizes_N2, limits_2
+        self._room_R2 = np.tile(limits_2, (num_rows, 1))
+        self._free_N = np.ones(len(sizes_N2), dtype=bool)
+
+    def spread(self, first: int) -> None:
+        """Document 0, then the others of the `first` ones, largest first: each into the row that it leaves least full."""
+        share_N = (self._sizes_N2[:first] / self._limits_2).max(1)
+        for n in [0, *(1 + np.argsort(-share_N[1:], kind="stable")).tolist()]:
+            left_R2 = self._room_R2 - self._sizes_N2[n]
+            worst_R = np.where((left_R2 >= 0).all(1), (left_R2 / self._limits_2).min(1), -1.0)
+            if worst_R.max() >= 0:
+                self._put(n, int(np.argmax(worst_R)))
+
+    def improve(self, r: int) -> bool:
+        """Add a free document to row r, or put it in the place of one that becomes free, whatever fills most of the row.
+
+        False when nothing fills enough more to be worth it.
+        """
+        out_O = [n for n in self.documents[r] if n]
+        free_F = np.flatnonzero(self._free_N)
+        if not len(free_F):
+            return False
+        room_O2 = self._room_R2[r] + np.concatenate([np.zeros((1, 2), np.int64), self._sizes_N2[out_O]])
+        left_OF2 = room_O2[:, None] - self._sizes_N2[free_F]
+        empty_OF = np.where((left_OF2 >= 0).all(2), (left_OF2 / self._limits_2).sum(2), np.inf)
+        o, f = divmod(int(np.argmin(empty_OF)), len(free_F))
+        if empty_OF[o, f] > (self._room_R2[r] / self._limits_2).sum() - WORTH_A_MOVE:
+            return False
+        if o:
+            self._take(out_O[o - 1], r)
+        self._put(int(free_F[f]), r)
+        return True
+
+    def ensure_one(self, r: int) -> None:
+        """The oldest free document in a row that is still empty, though it is longer than rows are filled to."""
+        if not self.documents[r]:
+            self._put(int(np.argmax(self._free_N)), r)
+
+    def _put(self, n: int, r: int) -> None:
+        self.documents[r].append(n)
+        self._room_R2[r] -= self._sizes_N2[n]
+        self._free_N[n] = False
+
+    def _take(self, n: int, r: int) -> None:
+        self.documents[r].remove(n)
+        self._room_R2[r] += self._sizes_N2[n]
+        self._free_N[n] = True
 
 
 def _labels(laid_out: LaidOut) -> np.ndarray:

@@ -362,7 +362,7 @@ def text_and_speech_batch():
     labels_BT = torch.full_like(ids_BT, IGNORE)
     labels_BT[0, : len(ids_T) - 1] = ids_T[1:]
     doc_BT = (torch.arange(ids_BT.shape[1]) >= len(ids_T)).long()[None]
-    meta = {"tokens": len(ids_T), "speech_tokens": 4, "units": 9, "speech_units": 2}
+    meta = {"tokens": len(ids_T), "speech_tokens": 4, "units": 9, "speech_units": 2, "unit_slots": 12}
     return Batch(ids_BT=ids_BT, labels_BT=labels_BT, doc_BT=doc_BT, meta=meta).validate()
 
 
@@ -396,6 +396,18 @@ def test_next_token_sums():
         "total_units": 9,
         "total_speech_units": 2,
         "total_flops": 28,
+        "patch_size": 4,
+        "patch_size_weight": 2,
+        "text_patch_size": 7,
+        "text_patch_size_weight": 7,
+        "row_tokens": 11,
+        "row_tokens_weight": 1,
+        "row_units": 9,
+        "row_units_weight": 1,
+        "waste_tokens": 3,
+        "waste_tokens_weight": 14,
+        "waste_units": 3,
+        "waste_units_weight": 12,
     }
     assert not any(x.requires_grad for x in scalars.values())
 
@@ -405,6 +417,14 @@ def test_next_token_needs_the_packers_counts():
     del batch.meta["units"]
     with pytest.raises(ValueError, match="lacks units"):
         NextTokenObjective(VOCAB)(Bigram(), batch)
+
+
+def test_rows_without_a_number_of_units_have_no_waste_of_units():
+    batch = text_and_speech_batch()
+    del batch.meta["unit_slots"]
+    names = NextTokenObjective(VOCAB)(Bigram(), batch)[2]
+    assert "waste_tokens" in names
+    assert "waste_units" not in names
 
 
 def test_next_token_trains(tmp_path):
@@ -417,3 +437,7 @@ def test_next_token_trains(tmp_path):
     first = read_metrics(tmp_path)[0]
     assert result.scalars["speech_loss"] < 0.2 * first["speech_loss"]
     assert result.totals["total_tokens"] == 330
+    packing = {"patch_size": 2, "text_patch_size": 1, "row_tokens": 11, "row_units": 9}
+    packing |= {"waste_tokens": 3 / 14, "waste_units": 0.25}
+    assert {key: first[key] for key in packing} == pytest.approx(packing)
+    assert all(key in result.scalars for key in packing)

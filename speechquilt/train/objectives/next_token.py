@@ -19,9 +19,12 @@ COUNTS = ("tokens", "speech_tokens", "units", "speech_units")
 class NextTokenObjective:
     """Summed cross-entropy in nats. Weight: the number of labels.
 
-    Scalars: `text_loss` (text tokens alone, markers in neither), `speech_loss`, each with its weight;
-    `total_tokens`, `total_speech_tokens`, `total_units`, `total_speech_units` from the counts that the packer puts into
-    `batch.meta` (padding not counted); `total_flops` when `flops(batch)` is given, in FLOPs of one training step.
+    Scalars: `text_loss` (text tokens alone, markers in neither), `speech_loss`; `patch_size` and `text_patch_size` (tokens
+    per unit of speech, and of text and special tokens), `row_tokens` and `row_units` (means of the rows), `waste_tokens`
+    (share of padding in the rows), each with its weight; `total_tokens`, `total_speech_tokens`, `total_units`,
+    `total_speech_units`. The counts are those that the packer puts into `batch.meta` (padding not counted).
+    `waste_units` (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when
+    `flops(batch)` is given, in FLOPs of one training step.
     """
 
     def __init__(self, vocab: Vocab, flops: Callable[[Batch], float] | None = None) -> None:
@@ -40,7 +43,7 @@ class NextTokenObjective:
         for name, mask_BT in (("text_loss", of_text_BT), ("speech_loss", self.vocab.is_speech(labels_BT))):
             scalars[name] = (detached_BT * mask_BT).sum()
             scalars[f"{name}_weight"] = mask_BT.sum()
-        for name, count in self._totals(batch).items():
+        for name, count in (self._totals(batch) | self._packing(batch)).items():
             scalars[name] = torch.full((), count, dtype=torch.float64, device=labels_BT.device)
         return loss_BT.sum(), (labels_BT != IGNORE).sum(), scalars
 
@@ -52,3 +55,19 @@ class NextTokenObjective:
         if self.flops is not None:
             totals["total_flops"] = float(self.flops(batch))
         return totals
+
+    def _packing(self, batch: Batch) -> dict[str, float]:
+        """How well the rows are used: sums and their weights."""
+        meta, (num_rows, row_length) = batch.meta, batch.ids_BT.shape
+        slots = num_rows * row_length
+        ratios = {
+            "patch_size": (meta["speech_tokens"], meta["speech_units"]),
+            "text_patch_size": (meta["tokens"] - meta["speech_tokens"], meta["units"] - meta["speech_units"]),
+            "row_tokens": (meta["tokens"], num_rows),
+            "row_units": (meta["units"], num_rows),
+            "waste_tokens": (slots - meta["tokens"], slots),
+        }
+        if "unit_slots" in meta:
+            ratios["waste_units"] = (meta["unit_slots"] - meta["units"], meta["unit_slots"])
+        sums = {name: float(count) for name, (count, _) in ratios.items()}
+        return sums | {f"{name}_weight": float(weight) for name, (_, weight) in ratios.items()}
