@@ -6,6 +6,7 @@ Trap: the order. What is recomputed is compiled, and what is compiled is sharded
 weights would be inside the graph. Gradients of a sharded model are *sums* over the ranks, like everything here.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -50,10 +51,8 @@ def recompute_activations(model: nn.Module, how: Recompute) -> None:
     """
     if how == "none":
         return
-    contexts: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep)}
     for part in blocks_of(model) or [model]:
-        settings = contexts if how == "selective" else {}
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False, **settings)
+        part.forward = partial(_recomputed, part.forward, how == "selective")
 
 
 def compile_parts(model: nn.Module) -> None:
@@ -104,6 +103,17 @@ def _mesh(how: Shard, size: int, device: torch.device) -> DeviceMesh:
             f"shard_size={size} must divide the number of ranks, {ranks}; usually it is the GPUs of one node"
         )
     return init_device_mesh(device.type, (ranks // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+def _recomputed(forward: Callable, selective: bool, *args: Any, **kwargs: Any) -> Any:
+    """A function of ours around `checkpoint`: the compiler passes over frames of torch's own, and what is in them."""
+    if selective:
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=_contexts, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _contexts() -> Any:
+    return create_selective_checkpoint_contexts(_keep)
 
 
 def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
