@@ -93,7 +93,7 @@ class VectorQuantizer(nn.Module):
                 self._warm_up(x_BTD.detach()[valid_BT])
             if not self.active:
                 return Quantized(x_BTD.to(dtype), None, torch.zeros_like(x_BTD[..., 0]))
-            ids_BT = self._nearest(x_BTD.detach())
+            ids_BT = nearest_codes(x_BTD.detach(), self.codebook_KD)
             codes_BTD = self.codebook_KD[ids_BT]
             commitment_BT = (x_BTD - codes_BTD).square().mean(-1) * valid_BT
             if self.training:
@@ -107,7 +107,7 @@ class VectorQuantizer(nn.Module):
                 f"the codebook does not exist yet after {int(self.updates)} updates: it is made at the end of "
                 f"warmup_updates={self.config.warmup_updates}; train longer or lower warmup_updates"
             )
-        return self._nearest(x_BTD.float())
+        return nearest_codes(x_BTD.float(), self.codebook_KD)
 
     def decode(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Codes of the ids, `[..., D]`. Raises ValueError on ids outside the codebook."""
@@ -116,17 +116,6 @@ class VectorQuantizer(nn.Module):
                 f"speech ids must lie in 0..{self.config.codebook_size - 1}; these are of another tokenizer"
             )
         return self.codebook_KD[ids_BT]
-
-    def _nearest(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        # |x - c|^2 without |x|^2, which does not move the minimum, finds the two nearest. It loses digits when vectors are
-        # long and codes close, so plain differences decide between them: streaming must choose as the whole clip does.
-        half_norm_K = self.codebook_KD.square().sum(-1) / 2
-        ids = []
-        for x_ND in x_BTD.reshape(-1, x_BTD.shape[-1]).split(CHUNK):
-            two_N2 = (x_ND @ self.codebook_KD.T - half_norm_K).topk(2, -1).indices.sort(-1).values
-            distance_N2 = (x_ND[:, None] - self.codebook_KD[two_N2]).square().sum(-1)
-            ids.append(two_N2.gather(1, distance_N2.argmin(-1, keepdim=True))[:, 0])
-        return torch.cat(ids).view(x_BTD.shape[:-1])
 
     @torch.no_grad()
     def _warm_up(self, vectors_ND: torch.Tensor) -> None:
@@ -181,6 +170,19 @@ class VectorQuantizer(nn.Module):
     def _generator(self, update: int) -> torch.Generator:
         state = np.random.SeedSequence([self.config.seed, update + 1]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
+
+
+def nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
+    """Index of the code with the smallest squared distance to each vector: `[..., D]` -> int64 `[...]`."""
+    # |x - c|^2 without |x|^2, which does not move the minimum, finds the two nearest. It loses digits when vectors are
+    # long and codes close, so plain differences decide between them: streaming must choose as the whole clip does.
+    half_norm_K = codebook_KD.square().sum(-1) / 2
+    ids = []
+    for x_ND in x_BTD.reshape(-1, x_BTD.shape[-1]).split(CHUNK):
+        two_N2 = (x_ND @ codebook_KD.T - half_norm_K).topk(2, -1).indices.sort(-1).values
+        distance_N2 = (x_ND[:, None] - codebook_KD[two_N2]).square().sum(-1)
+        ids.append(two_N2.gather(1, distance_N2.argmin(-1, keepdim=True))[:, 0])
+    return torch.cat(ids).view(x_BTD.shape[:-1])
 
 
 @torch.no_grad()

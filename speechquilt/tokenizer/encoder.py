@@ -18,9 +18,10 @@ KeyValues = tuple[torch.Tensor, torch.Tensor]  # keys and values of the frames s
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderSizes:
     """`block_frames`: attention sees the past and the rest of its own block of frames; `causal=False` is plain Whisper
-    (centred convolutions, full attention, no streaming). Frames are 20 ms; `pooling` of them make one token."""
+    (centred convolutions, full attention). Frames are 20 ms; `pooling` of them make one token. `layers_above=0`: only what
+    makes tokens, without the final norm."""
 
     num_mels: int = 80
     width: int = 192
@@ -39,6 +40,11 @@ class EncoderConfig:
         for key in ("block_frames", "max_frames"):
             if getattr(self, key) < self.pooling or getattr(self, key) % self.pooling:
                 raise ValueError(f"{key}={getattr(self, key)} must be a positive multiple of pooling={self.pooling}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(EncoderSizes):
+    """An encoder alone; the speech tokenizer's config has the same fields and builds its encoder from them itself."""
 
     def build(self) -> "AudioEncoder":
         return AudioEncoder(self)
@@ -97,7 +103,7 @@ class EncoderLayer(nn.Module):
 class AudioEncoder(nn.Module):
     """`lower` makes pooled vectors out of log-mel frames, `upper` continues from (quantised) vectors."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderSizes) -> None:
         super().__init__()
         self.config = config
         width = config.width
@@ -111,7 +117,7 @@ class AudioEncoder(nn.Module):
         # Trainable, and added after quantisation: the quantiser never sees it.
         max_tokens = config.max_frames // config.pooling
         self.embed_positions2 = nn.Embedding.from_pretrained(table_FD[:max_tokens].clone(), freeze=False)
-        self.layer_norm = nn.LayerNorm(width)
+        self.layer_norm = nn.LayerNorm(width) if config.layers_above else nn.Identity()
         self._initialise(layers)
 
     def _initialise(self, layers: list[EncoderLayer]) -> None:
@@ -178,8 +184,9 @@ class AudioEncoder(nn.Module):
         if self.config.causal:
             seen_QF = (key_F <= query_Q[:, None]) | (key_F // block == query_Q[:, None] // block)
             allowed_BQF = allowed_BQF & seen_QF
-        # Padding looks at itself: its states are never used, but no softmax may be empty.
-        return (allowed_BQF | (key_F == query_Q[:, None]))[:, None]
+        # A row whose audio ended before this window looks at itself: never used, but no softmax may be empty.
+        allowed_BQF = allowed_BQF | ((key_F == query_Q[:, None]) & (valid_B == 0)[:, None, None])
+        return allowed_BQF[:, None]
 
 
 def initialise_blocks(layers: nn.ModuleList) -> None:

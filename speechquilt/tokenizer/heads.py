@@ -1,7 +1,9 @@
 """The two ASR heads that teach the codebook to carry words: CTC, and a small Whisper-style attention decoder.
 
 Place in the pipeline: layer 2, above the encoder's final states; they also read speech tokens back as text.
-Trap: both use one id beyond the text tokenizer's, `num_text`: blank for CTC, start and end of text for the decoder.
+Trap: both use one id beyond the text tokenizer's, `num_text`: blank for CTC, start and end of text for a decoder without
+a prompt. Whisper's own decoder has a prompt of several ids and its end inside its vocabulary; parameter names are
+transformers' WhisperDecoder's.
 """
 
 import torch
@@ -62,16 +64,29 @@ class DecoderLayer(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Text ids given encoder states; learned positions, output tied to the embedding."""
+    """Text ids given encoder states; learned positions, output tied to the embedding.
+
+    Texts begin with the ids of `prompt` and stop with `end`; without them both are the one id beyond the vocabulary.
+    """
 
     def __init__(
-        self, width: int, num_heads: int, ffn_width: int, num_layers: int, num_text: int, max_ids: int
+        self,
+        width: int,
+        num_heads: int,
+        ffn_width: int,
+        num_layers: int,
+        num_text: int,
+        max_ids: int,
+        *,
+        prompt: tuple[int, ...] = (),
+        end: int | None = None,
     ) -> None:
         super().__init__()
-        self.end = num_text
+        self.prompt = prompt or (num_text,)
+        self.end = num_text if end is None else end
         self.max_ids = max_ids
-        self.embed_tokens = nn.Embedding(num_text + 1, width)
-        self.embed_positions = nn.Embedding(max_ids + 1, width)
+        self.embed_tokens = nn.Embedding(num_text if prompt else num_text + 1, width)
+        self.embed_positions = nn.Embedding(max_ids + len(self.prompt), width)
         nn.init.normal_(self.embed_tokens.weight, std=width**-0.5)
         nn.init.normal_(self.embed_positions.weight, std=0.01)
         self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_width) for _ in range(num_layers))
@@ -79,7 +94,7 @@ class TextDecoder(nn.Module):
         initialise_blocks(self.layers)
 
     def forward(self, ids_BL: torch.Tensor, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
-        """`ids_BL` begin with `end` -> logits of the next id `[B, L, V + 1]`."""
+        """`ids_BL` begin with `prompt` -> logits of the next id `[B, L, V + 1]`."""
         length, num_tokens = ids_BL.shape[1], states_BTD.shape[1]
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=ids_BL.device).tril()
         seen_BT = torch.arange(num_tokens, device=ids_BL.device) < num_tokens_B[:, None]
@@ -95,20 +110,25 @@ class TextDecoder(nn.Module):
                 f"a text of {text_BL.shape[1]} ids exceeds max_text_ids={self.max_ids}; split it or raise it"
             )
         length_B = (text_BL != IGNORE).sum(1)
-        input_BL = F.pad(text_BL.masked_fill(text_BL == IGNORE, self.end), (1, 0), value=self.end)
-        target_BL = F.pad(text_BL, (0, 1), value=IGNORE)
-        target_BL[torch.arange(len(text_BL), device=text_BL.device), length_B] = self.end
+        input_BL = torch.cat([self._prompts(text_BL), text_BL.masked_fill(text_BL == IGNORE, self.end)], 1)
+        target_BL = F.pad(text_BL, (len(self.prompt) - 1, 1), value=IGNORE)
+        last_B = len(self.prompt) - 1 + length_B
+        target_BL[torch.arange(len(text_BL), device=text_BL.device), last_B] = self.end
         logits_BLV = self(input_BL, states_BTD, num_tokens_B).float()
         return F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, ignore_index=IGNORE, reduction="none").sum(1)
 
     def greedy(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> list[list[int]]:
         """Most likely next id until the end, at most two ids per speech token of the row, and `max_ids`."""
-        ids_BL = num_tokens_B.new_full((len(states_BTD), 1), self.end)
+        ids_BL, start = self._prompts(num_tokens_B), len(self.prompt)
         limit_B = (2 * num_tokens_B).clamp(max=self.max_ids)
         done_B = limit_B == 0
         while not done_B.all():
             next_B = self(ids_BL, states_BTD, num_tokens_B)[:, -1].argmax(-1).masked_fill(done_B, self.end)
             ids_BL = torch.cat([ids_BL, next_B[:, None]], 1)
-            done_B |= (next_B == self.end) | (ids_BL.shape[1] > limit_B)
-        rows = [row.tolist() for row in ids_BL[:, 1:]]
+            done_B |= (next_B == self.end) | (ids_BL.shape[1] - start >= limit_B)
+        rows = [row.tolist() for row in ids_BL[:, start:]]
         return [row[: row.index(self.end)] if self.end in row else row for row in rows]
+
+    def _prompts(self, like_B: torch.Tensor) -> torch.Tensor:
+        """The prompt, once per row of `like_B`, on its device."""
+        return torch.tensor(self.prompt, device=like_B.device).expand(len(like_B), -1)

@@ -1,6 +1,6 @@
 """Tokens while the audio is still arriving, equal to those of the whole audio.
 
-Place in the pipeline: layer 2, the incremental twin of `SpeechTokenizer.encode`.
+Place in the pipeline: layer 2, the incremental twin of `TokenEncoder.encode` for causal models; `windows.step` serves the others.
 Trap: nothing is certain before its block is complete, since frames see to the end of their block; so samples wait here
 until then, and a block is computed once, from its own samples, a little context and the keys and values of its window.
 """
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from speechquilt.tokenizer import windows
 from speechquilt.tokenizer.encoder import KeyValues
 
 if TYPE_CHECKING:
-    from speechquilt.tokenizer.model import SpeechTokenizer
+    from speechquilt.tokenizer.token_encoder import TokenEncoder
 
 # A frame's features reach back 4 mel frames of 160 samples through the two convolutions and 240 samples through the
 # analysis window: 880 samples, less than 3 encoder frames of 320.
@@ -33,15 +34,11 @@ class StreamState:
 
 
 def step(
-    model: "SpeechTokenizer", wav_S: torch.Tensor, state: StreamState, final: bool
+    model: "TokenEncoder", wav_S: torch.Tensor, state: StreamState, final: bool
 ) -> tuple[torch.Tensor, StreamState]:
-    """See `SpeechTokenizer.step`. Raises ValueError on audio that is not 1-D, float and finite, or a non-causal model."""
+    """See `TokenEncoder.step`. Raises ValueError on audio that is not 1-D, float and finite."""
     config = model.config
-    if not config.causal:
-        raise ValueError("causal=False sees the whole clip, so it cannot stream; use encode, or train with causal=True")
-    if wav_S.ndim != 1 or not wav_S.is_floating_point() or not torch.isfinite(wav_S).all():
-        raise ValueError(f"wav_S of shape {tuple(wav_S.shape)}, {wav_S.dtype}: expected finite float mono samples")
-    device = model.quantizer.codebook_KD.device
+    windows.check_samples(wav_S)
     state = StreamState(torch.cat([state.wav_S, wav_S.to(device="cpu", dtype=torch.float32)]), *_rest(state))
     frame_samples = model.token_samples // config.pooling
     ids = []
@@ -58,21 +55,20 @@ def step(
             padded_S = torch.nn.functional.pad(state.wav_S, (0, -num_new % model.token_samples))
             ids.append(_block(model, StreamState(padded_S, *_rest(state)), len(padded_S))[0])
         state = StreamState()
-    return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long, device=device), state
+    return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long, device=model.device), state
 
 
 def _rest(state: StreamState) -> tuple[int, int, tuple[KeyValues, ...]]:
     return state.num_context, state.frame, state.past
 
 
-def _block(model: "SpeechTokenizer", state: StreamState, stop: int) -> tuple[torch.Tensor, StreamState]:
+def _block(model: "TokenEncoder", state: StreamState, stop: int) -> tuple[torch.Tensor, StreamState]:
     """Tokens of the block that ends with sample `stop` of the buffer, and the state at the next block's start."""
-    device = model.quantizer.codebook_KD.device
     frame_samples = model.token_samples // model.config.pooling
     end_frame = state.frame + (stop - state.num_context) // frame_samples
     pooled_BTD, past = model.frames(
-        state.wav_S[None, :stop].to(device),
-        torch.tensor([end_frame], device=device),
+        state.wav_S[None, :stop].to(model.device),
+        torch.tensor([end_frame * frame_samples], device=model.device),
         skip=state.num_context // frame_samples,
         past=list(state.past) or None,
     )

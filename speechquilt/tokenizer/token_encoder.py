@@ -1,0 +1,166 @@
+"""Waveform -> speech tokens: log-mel, half an ASR encoder, pooling, one VQ codebook.
+
+Place in the pipeline: layer 2; implements `protocols.SpeechTokenizer`. `model.SpeechTokenizer` adds the ASR half that it is
+trained with; a released checkpoint without that half is just this (`glm4_voice.py`).
+Trap: audio is cut into windows of `max_frames` (30 s), each tokenised as if it were alone (spec 1, 2.6). So position
+tables never end, and a token depends on its own window only.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from speechquilt import config as configs
+from speechquilt.audio import LogMel, MelMode
+from speechquilt.nn.quantize import VectorQuantizerConfig
+from speechquilt.tokenizer import streaming, windows
+from speechquilt.tokenizer.encoder import AudioEncoder, EncoderSizes, KeyValues
+from speechquilt.tokenizer.windows import checked_audio
+
+FRAME_SAMPLES = 320  # one encoder frame: 20 ms at 16 kHz
+_ENCODING_KEYS = (  # the config fields that the tokens depend on
+    "num_mels", "width", "num_heads", "ffn_width", "layers_below", "pooling", "block_frames", "max_frames", "causal",
+    "codebook_size",
+)  # fmt: skip
+
+StreamState = streaming.StreamState | windows.WindowState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEncoderConfig(EncoderSizes):
+    """`features`: "stream" hears nothing of the future and treats the last token as full; "whisper" is Whisper's own log-mel,
+    which sees the whole window, with the frames after the last sample masked, as the released GLM-4-Voice does."""
+
+    codebook_size: int = 512
+    features: MelMode = "stream"
+
+    def quantizer(self) -> VectorQuantizerConfig:
+        return VectorQuantizerConfig(codebook_size=self.codebook_size, width=self.width)
+
+    def build(self) -> "TokenEncoder":
+        return TokenEncoder(self)
+
+
+class TokenEncoder(nn.Module):
+    """16 kHz audio -> ids. Streams block by block when nothing in it sees further, else window by window."""
+
+    sample_rate = 16000
+    config: TokenEncoderConfig
+
+    def __init__(self, config: TokenEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_samples = FRAME_SAMPLES * config.pooling
+        self.window_samples = FRAME_SAMPLES * config.max_frames
+        self.vocab_size = config.codebook_size
+        self.frame_rate = self.sample_rate / self.token_samples
+        self.streams_blocks = config.causal and config.features == "stream"
+        frames = config.block_frames if self.streams_blocks else config.max_frames
+        self.lookahead_s = (frames - config.pooling) * FRAME_SAMPLES / self.sample_rate
+        self.log_mel = LogMel(num_mels=config.num_mels, mode=config.features)
+        self.encoder = AudioEncoder(config)
+        self.quantizer = config.quantizer().build()
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of everything that the tokens depend on: sizes, weights below the bottleneck, codebook."""
+        fields = asdict(self.config)
+        keys = _ENCODING_KEYS if self.config.features == "stream" else (*_ENCODING_KEYS, "features")
+        weights = self._encoding_weights() | {"codebook": self.quantizer.codebook_KD}
+        return weights_fingerprint({k: fields[k] for k in keys}, weights)
+
+    @torch.no_grad()
+    def encode(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded 16 kHz audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token samples).
+
+        A row gives the same ids alone and in any batch; what lies beyond its `num_samples_B` is never read. Raises
+        ValueError on empty or non-finite audio, and before the codebook exists.
+        """
+        pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
+        ids_BT = self.quantizer.encode(pooled_BTD)
+        padding_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) >= num_tokens_B[:, None]
+        return ids_BT.masked_fill(padding_BT, 0), num_tokens_B
+
+    def init_state(self) -> StreamState:
+        return streaming.StreamState() if self.streams_blocks else windows.WindowState()
+
+    @torch.no_grad()
+    def step(self, wav_S: torch.Tensor, state: StreamState, *, final: bool = False) -> tuple[torch.Tensor, StreamState]:
+        """Any number of new samples -> ids `ids_T` that no later sample can change, and the new state.
+
+        The ids of all steps together are those of `encode` on the whole audio. `final` flushes the last, incomplete
+        block; the returned state is then a fresh one. Without causal features and attention the whole window is awaited;
+        `lookahead_s` says so.
+        """
+        if isinstance(state, streaming.StreamState):
+            return streaming.step(self, wav_S, state, final)
+        rule = windows.WindowRule(core=self.window_samples // self.token_samples)
+        return windows.step(rule, self.token_samples, self._encode_alone, wav_S, state, final)
+
+    def read_back(self, tokens: Sequence[np.ndarray]) -> list[str]:
+        """Always a ValueError: a released tokenizer has no ASR half."""
+        raise ValueError(
+            "this tokenizer was published without its ASR half, so its tokens cannot be read back as text; decode them to "
+            "audio and use a recogniser, or train a tokenizer with heads"
+        )
+
+    def frames(
+        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, skip: int = 0, past: list[KeyValues] | None = None
+    ) -> tuple[torch.Tensor, list[KeyValues]]:
+        """Samples of one window (padded to whole tokens, after `skip` frames of context) -> `encoder.lower`'s result.
+
+        `num_samples_B` counts the window's valid samples, the past included and the context not.
+        """
+        x_BFD = self.encoder.stem(self._mel(wav_BS, num_samples_B))[:, skip:]
+        unit = self.token_samples if self.config.features == "stream" else FRAME_SAMPLES
+        num_frames_B = -(-num_samples_B // unit) * (unit // FRAME_SAMPLES)
+        return self.encoder.lower(x_BFD, num_frames_B, past)
+
+    @property
+    def device(self) -> torch.device:
+        return self.quantizer.codebook_KD.device
+
+    def _pooled(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Audio -> vectors before the quantiser, window by window, and the number of valid ones."""
+        wav_BS = checked_audio(wav_BS, num_samples_B)
+        wav_BS = windows.to_whole_tokens(wav_BS[:, : int(num_samples_B.max())], self.token_samples)
+        parts = []
+        for start in range(0, wav_BS.shape[1], self.window_samples):
+            window_BS = wav_BS[:, start : start + self.window_samples]
+            parts.append(self.frames(window_BS, (num_samples_B - start).clamp(0, window_BS.shape[1]))[0])
+        return torch.cat(parts, 1), -(-num_samples_B // self.token_samples)
+
+    def _mel(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
+        """Log-mel of each row as if it were alone. Whisper's looks at both ends of the clip, so it needs each row's own."""
+        if self.config.features == "stream":
+            return self.log_mel(wav_BS)
+        mel_BMF = wav_BS.new_zeros(len(wav_BS), self.config.num_mels, 2 * wav_BS.shape[1] // FRAME_SAMPLES)
+        length_B = -(-num_samples_B // self.token_samples) * self.token_samples
+        for length in length_B.unique().tolist():
+            if length:
+                rows_B = length_B == length
+                own_BMF = self.log_mel(wav_BS[rows_B, :length])
+                mel_BMF[rows_B, :, : own_BMF.shape[2]] = own_BMF
+        return mel_BMF
+
+    def _encode_alone(self, wav_S: torch.Tensor) -> torch.Tensor:
+        wav_BS = wav_S[None].to(self.device)
+        return self.encode(wav_BS, torch.tensor([len(wav_S)], device=self.device))[0][0]
+
+    def _encoding_weights(self) -> dict[str, torch.Tensor]:
+        above = tuple(f"layers.{i}." for i in range(self.config.layers_below, len(self.encoder.layers)))
+        skip = (*above, "embed_positions2", "layer_norm")
+        return {k: v for k, v in self.encoder.state_dict().items() if not k.startswith(skip)}
+
+
+def weights_fingerprint(fields: dict, weights: dict[str, torch.Tensor]) -> str:
+    """12 hex digits of plain JSON data and of tensors with their names."""
+    digest = hashlib.sha256(configs.fingerprint(fields).encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
