@@ -19,8 +19,15 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin tables of some positions
 MaskRule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Mask = torch.Tensor | BlockMask
 MaskBackend = Literal["flex", "dense"]
+
+
+@dataclass(frozen=True)
+class PlainCausal:
+    """Each token sees all tokens up to itself: SDPA knows this mask by name and skips the half that is hidden."""
+
+
+Mask = torch.Tensor | BlockMask | PlainCausal
 
 _forced_backend: ContextVar[MaskBackend | None] = ContextVar("_forced_backend", default=None)
 
@@ -86,29 +93,40 @@ def causal_rule(doc_BT: torch.Tensor, window: int | None = None) -> MaskRule:
 
 
 def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> Mask:
-    """`causal_rule` of these packed rows as a mask `[B, T, T]`."""
+    """`causal_rule` of these packed rows as a mask `[B, T, T]`; on CPU `PlainCausal` where it says the same."""
     B, T = doc_BT.shape
+    # On CUDA looking at the documents would wait for the device.
+    may_look = doc_BT.device.type == "cpu" and _forced_backend.get() is None
+    if may_look and (window is None or window >= T) and bool((doc_BT == doc_BT[:, :1]).all()):
+        return PlainCausal()
     return build_mask(causal_rule(doc_BT, window), num_rows=B, num_queries=T, num_keys=T, device=doc_BT.device)
 
 
 def attend(q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask: Mask | None) -> torch.Tensor:
     """Scaled dot-product attention -> `[B, H, T, K]`.
 
-    `mask`: of `build_mask`, or bool `[B, T, S]` with True = may attend; None = everything. A query that may attend to
-    nothing gets zeros. Keys may have fewer heads than queries (grouped-query attention): consecutive query heads share a
-    key head. A BlockMask needs head width >= 16 on CUDA, and gives no gradients on CPU (FlexAttention has none there).
+    `mask`: of `causal_mask` or `build_mask`, or bool `[B, T, S]` with True = may attend; None = everything. A query that
+    may attend to nothing gets zeros. Keys may have fewer heads than queries (grouped-query attention): consecutive query
+    heads share a key head. A BlockMask needs head width >= 16 on CUDA, and gives no gradients on CPU (FlexAttention has none there).
     """
     B, H, T, K = q_BHTK.shape
     groups = H // k_BHSK.shape[1]
     if isinstance(mask, BlockMask):
         flex = _for_device(flex_attention, q_BHTK.device)
         return flex(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=groups > 1)
-    mask_B1TS = None if mask is None else mask[:, None]
+    mask_B1TS = mask[:, None] if isinstance(mask, torch.Tensor) else None
     if groups > 1 and T == 1:  # decoding: fold the group into the query axis instead of copying the cache per group
         return F.scaled_dot_product_attention(
             q_BHTK.reshape(B, H // groups, groups, K), k_BHSK, v_BHSK, attn_mask=mask_B1TS
         ).reshape(B, H, 1, K)
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_B1TS, enable_gqa=groups > 1)
+    return F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BHSK,
+        v_BHSK,
+        attn_mask=mask_B1TS,
+        is_causal=isinstance(mask, PlainCausal),
+        enable_gqa=groups > 1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from speechquilt.nn.attention import (
     Mask,
     MaskBackend,
     MaskRule,
+    PlainCausal,
     attend,
     build_mask,
     causal_mask,
@@ -152,7 +153,7 @@ def test_a_whole_latent_model_agrees(text_path: str) -> None:
 
 
 def test_forcing_a_back_end_ends_with_its_block() -> None:
-    doc_BT = torch.zeros(1, 3, dtype=torch.int64)
+    doc_BT = torch.tensor([[0, 0, 1]])
     with mask_backend("flex"):
         assert isinstance(causal_mask(doc_BT), BlockMask)
         with mask_backend("dense"):
@@ -161,6 +162,27 @@ def test_forcing_a_back_end_ends_with_its_block() -> None:
             raise RuntimeError("inside")
         assert isinstance(causal_mask(doc_BT), BlockMask)
     assert isinstance(causal_mask(doc_BT), torch.Tensor)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 33])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_one_document_per_row_needs_no_tensor(num_tokens: int, kv_heads: int) -> None:
+    """Rows may be numbered differently; a window as long as the row hides nothing."""
+    sizes, doc_BT = (2, num_tokens, num_tokens), torch.tensor([[0], [5]]).expand(2, num_tokens)
+    results = []
+    for mask in (causal_mask(doc_BT), causal_mask(doc_BT, num_tokens), build(causal_rule(doc_BT), "dense", sizes)):
+        inputs = [x.requires_grad_() for x in random_qkv(sizes, kv_heads, 0)]
+        out = attend(*inputs, mask)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+        assert isinstance(mask, PlainCausal) == (len(results) < 3)
+    for by_name, by_window, dense in zip(*results):
+        torch.testing.assert_close(by_name, dense, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(by_window, dense, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("doc_T", "window"), [([0, 0, 0, 1], None), ([0, 0, 0, 0], 3), ([0, 1, 1, 1], 4)])
+def test_a_document_edge_or_a_short_window_needs_the_tensor(doc_T: list[int], window: int | None) -> None:
+    assert isinstance(causal_mask(torch.tensor([[0, 0, 0, 0], doc_T]), window), torch.Tensor)
 
 
 class NoSync(TorchDispatchMode):
