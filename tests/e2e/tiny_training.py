@@ -93,10 +93,11 @@ def objective(model: nn.Module, batch: Rows):
 
 
 CONFIG = {"steps": 20, "lr": 0.05, "warmup_steps": 3, "log_every": 4, "checkpoint_every": 5, "num_threads": 1}
+RANK_TIMEOUT_S = 60  # so that ranks which wait for each other fail the test before pytest gives up
 
 
 def make(run_dir: Path, objective=objective, rows: int = ROWS, dropout: float = 0.3, **changes) -> Trainer:
-    config = TrainConfig(**{**CONFIG, "device": "cpu", **changes})
+    config = TrainConfig(**{**CONFIG, "device": "cpu", "rank_timeout_s": RANK_TIMEOUT_S, **changes})
     return Trainer(config, TinyModel(dropout), objective, ShuffledLoader(rows), run_dir, "tiny")
 
 

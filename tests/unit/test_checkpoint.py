@@ -162,18 +162,18 @@ def test_disk_full_at_any_file_of_a_training_run(tmp_path, monkeypatch, file, ba
 
 
 class Slow:
-    """Writing waits until it is told to go on."""
+    """The thread waits, before it has read any tensor, until it is told to go on."""
 
     def __init__(self, monkeypatch):
         self.began, self.go_on = threading.Event(), threading.Event()
-        write = checkpoint._HashingFile.write
+        make_empty = checkpoint._make_empty
 
-        def slow_write(file, data):
+        def slowly(folder):
+            make_empty(folder)
             self.began.set()
             assert self.go_on.wait(30)
-            return write(file, data)
 
-        monkeypatch.setattr(checkpoint._HashingFile, "write", slow_write)
+        monkeypatch.setattr(checkpoint, "_make_empty", slowly)
 
 
 def test_in_the_background_what_was_saved_is_written(tmp_path, monkeypatch):

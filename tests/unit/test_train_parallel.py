@@ -104,3 +104,13 @@ def test_compiling_goes_block_by_block(how, monkeypatch):
     inputs = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "placeholder"}
     assert any("mlp" in name for name in inputs)
     assert not any("head" in name or "embedding" in name for name in inputs), inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["none", "selective"])
+def test_the_real_compiler_agrees(how):
+    torch._dynamo.reset()
+    model = MODELS["plain"].build(0)
+    expected, found = gradients(model, "none"), gradients(model, how, compiled=True)
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5), name
