@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from speechquilt.types import Batch, LaidOut, SpokenSpan, Utterance
+from speechquilt.types import AlignedWord, Batch, LaidOut, SpokenSpan, Utterance, Waveform
 
 
 @runtime_checkable
@@ -133,3 +133,16 @@ class Task(Protocol):
     version: int
 
     def run(self, scorer: Any) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Aligner(Protocol):
+    """Recording + transcript -> word times."""
+
+    def align(self, waveform: Waveform, text: str) -> tuple[AlignedWord, ...]:
+        """One word per whitespace-separated word of `text`, in its spelling, in order, inside the audio; `score` in [0, 1].
+
+        A word whose times were not heard lies between its neighbours with score 0. Raises ValueError when the audio cannot
+        be used, when no word can be found, or when the text is too long for the audio.
+        """
+        ...
