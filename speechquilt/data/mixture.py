@@ -32,6 +32,9 @@ class RedrawnSource(Protocol):
     def in_epoch(self, index: int, epoch: int) -> Document: ...
 
 
+Convert = Callable[[Document], Document]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """Where one document of the stream comes from. `number` counts the stream from 0."""
@@ -56,8 +59,8 @@ class MixtureConfig:
         if not any(self.weights.values()):
             raise ValueError(f"weights={self.weights} leaves nothing to mix; give at least one source a weight above 0")
 
-    def build(self, sources: Mapping[str, Source | RedrawnSource]) -> "Mixture":
-        return Mixture(sources, self.weights, self.seed)
+    def build(self, sources: Mapping[str, Source | RedrawnSource], convert: Convert | None = None) -> "Mixture":
+        return Mixture(sources, self.weights, self.seed, convert)
 
 
 @dataclass
@@ -75,11 +78,17 @@ class Mixture:
 
     Every draw takes the source with the fewest tokens per weight so far, so that after any number of draws the shares are
     right to within one document per source. Each source is walked in a new seeded permutation per epoch.
+    `convert` changes what a draw returns (the speech into BPE pieces), never which document is drawn: tokens are counted
+    before it.
     Raises ValueError when a weighted source is missing or empty.
     """
 
     def __init__(
-        self, sources: Mapping[str, Source | RedrawnSource], weights: Mapping[str, float], seed: int = 0
+        self,
+        sources: Mapping[str, Source | RedrawnSource],
+        weights: Mapping[str, float],
+        seed: int = 0,
+        convert: Convert | None = None,
     ) -> None:
         self.weights = dict(MixtureConfig(weights=dict(weights), seed=seed).weights)
         self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
@@ -90,7 +99,7 @@ class Mixture:
                 raise ValueError(f"source {name!r} has no documents; make its shards again or give it weight 0")
         self.sources = {name: sources[name] for name in sorted(self.weights)}
         self._by_epoch = {name: _by_epoch(source) for name, source in self.sources.items()}
-        self.seed = seed
+        self.seed, self.convert = seed, convert
         self.number = 0
         self._progress = {name: _Progress() for name in self.sources}
 
@@ -103,17 +112,17 @@ class Mixture:
         sample = Sample(
             number=self.number, source=name, index=int(progress.order[progress.position]), epoch=progress.epoch
         )
-        document = self.document(sample)
+        document = self._stored(sample)
         self.number += 1
         progress.tokens += num_laid_out(document)
         progress.position += 1
         if progress.position == len(progress.order):
             progress.epoch, progress.position, progress.order = progress.epoch + 1, 0, None
-        return sample, document
+        return sample, self._converted(document)
 
     def document(self, sample: Sample) -> Document:
         """The document of a sample drawn before."""
-        return self._by_epoch[sample.source](sample.index, sample.epoch)
+        return self._converted(self._stored(sample))
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -145,6 +154,12 @@ class Mixture:
             )
         self.number = state["number"]
         self._progress = {name: _Progress(**state["sources"][name]) for name in self.sources}
+
+    def _stored(self, sample: Sample) -> Document:
+        return self._by_epoch[sample.source](sample.index, sample.epoch)
+
+    def _converted(self, document: Document) -> Document:
+        return document if self.convert is None else self.convert(document)
 
     def _made_for(self) -> dict[str, Any]:
         return {

@@ -56,6 +56,10 @@ class SpokenText:
                 f"{self.id}: word_T must rise from 0 to {len(self.words) - 1} between silences ({SILENCE})"
             )
 
+    def segment(self) -> Segment:
+        """The whole recording, with the ends of its words and silences."""
+        return Segment(modality="speech", ids_T=self.ids_T, unit_end_T=_unit_ends(self.word_T))
+
 
 class SpokenTexts(Protocol):
     """Spoken documents by index: a `spoken.SpokenFolder`, or a list."""

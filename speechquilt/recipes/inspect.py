@@ -1,26 +1,28 @@
 """`speechquilt inspect`: what is in a folder of shards, as numbers and as a few readable documents.
 
 Place in the pipeline: layer 4; reads what every data stage writes.
-Trap: the folder holds ids, not a tokenizer, so speech is shown by its ids and the original text stands beside it.
+Trap: the folder holds ids, not a tokenizer, so speech is shown by its ids and the original text stands beside it. Spoken
+texts are shown whole: their blocks are drawn when a run loads them.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from speechquilt.data.shards import ShardFolder
-from speechquilt.types import Segment
+from speechquilt.data.parallel import SpokenText
+from speechquilt.data.spoken import open_shards
+from speechquilt.types import Document, Segment
 
 
 def inspect(path: Path, samples: int) -> None:
     """Print statistics of all documents and `samples` of them, evenly spaced."""
-    folder = ShardFolder(path)
+    folder = open_shards(path)
     info = folder.info
     print(f"{path}: {len(folder)} documents, made by {info.made_by}")
     print(f"text tokenizer {info.text_fingerprint} ({info.num_text} ids), speech tokenizer {info.speech_fingerprint}")
     if rejects := folder.manifest["rejects"]:
         print(f"rejects {rejects}")
-    documents = [folder[i] for i in range(len(folder))]
+    documents = [_whole(folder[i]) for i in range(len(folder))]
     lengths = {m: np.array([d.num_tokens(m) for d in documents] or [0]) for m in ("text", "speech")}
     for modality, counts_N in lengths.items():
         print(
@@ -36,6 +38,10 @@ def inspect(path: Path, samples: int) -> None:
         print(f"\n{documents[i].id} ({documents[i].source})\n  {folder.text(i)}")
         for segment in documents[i].segments:
             print(f"  <{segment.modality}> {_shown(segment)}")
+
+
+def _whole(item: Document | SpokenText) -> Document:
+    return Document(id=item.id, source="parallel", segments=(item.segment(),)) if isinstance(item, SpokenText) else item
 
 
 def _shown(segment: Segment) -> str:

@@ -16,10 +16,12 @@ from speechquilt import audio, config
 from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
 from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.pack import PackConfig
+from speechquilt.data.shards import is_complete
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.budget import Budget
 from speechquilt.recipes.corpus import folder_corpus
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
 from speechquilt.recipes.speech import encode_all, text_tokenizer_of
@@ -59,6 +61,8 @@ class TextToTokenRun:
 class LMTraining:
     """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
     tokens per source (default: the story's, for the sources given); `tokenizer`: run folder of the speech tokenizer.
+    `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
+    that many BPE pieces.
     """
 
     shards: dict[str, str] = field(default_factory=dict)
@@ -69,6 +73,9 @@ class LMTraining:
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
     pack: PackConfig = defaults.PACK
     train: TrainConfig = defaults.PRETRAIN
+    budget: Budget = "steps"
+    budget_amount: int = 0
+    speech_pieces: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +142,8 @@ def story(settings: OwnConfig) -> None:
         pack=settings.pack,
         train=settings.pretrain,
     )
-    shards = {source: shards_dir / source for source in ("text", "speech", "asr", "tts", "interleaved")}
+    # No transcripts, no pairs; no word times, nothing to interleave in parallel.
+    shards = {s: shards_dir / s for s in shard_recipes.SOURCES if is_complete(shards_dir / s)}
     lm_dir = stages.stage(
         "lm/lm",
         recipe,
@@ -185,6 +193,9 @@ def run_lm(settings: LMTraining) -> None:
         weights={source: settings.weights.get(source, 1.0) for source in settings.shards},
         pack=settings.pack,
         train=settings.train,
+        budget=settings.budget,
+        budget_amount=settings.budget_amount,
+        speech_pieces=settings.speech_pieces,
     )
     folder = Path(settings.run_dir)
     make_folder(folder)
@@ -195,7 +206,8 @@ def run_lm(settings: LMTraining) -> None:
 
 
 def tokenize(input: Path, output: Path, tokenizer: Path) -> None:
-    """`speechquilt tokenize`: speech documents, and ASR and TTS pairs of what has a transcript."""
+    """`speechquilt tokenize`: speech documents, ASR and TTS pairs of what has a transcript, and what has word times for
+    parallel interleaving."""
     read = list(read_utterances(input, need_text=False))
     rejects = [item for item in read if isinstance(item, Reject)]
     _speech_shards([u for u in read if isinstance(u, Utterance)], SpeechTokenizer.load(tokenizer), output, rejects)
@@ -259,7 +271,7 @@ def _part(part: dict[str, str], folder: Path, tokenizer: SpeechTokenizer) -> Seg
 
 
 def _speech_shards(utterances: Any, tokenizer: SpeechTokenizer, folder: Path, rejects: Any) -> None:
-    """folder/speech, and folder/asr and folder/tts from what has a transcript."""
+    """folder/speech, folder/asr and folder/tts from what has a transcript, folder/parallel from what has word times."""
     if not utterances:
         raise ValueError(f"nothing to tokenize: all {len(rejects)} recordings were rejected, {rejects[0].reason}")
     text_tokenizer = text_tokenizer_of(tokenizer)
@@ -272,6 +284,8 @@ def _speech_shards(utterances: Any, tokenizer: SpeechTokenizer, folder: Path, re
     for task in ("asr", "tts") if named else ():
         documents = shard_recipes.pair_documents(task, [id for id, _ in named], [t for _, t in named], text_tokenizer)
         shard_recipes.write(folder / task, info, documents)
+    if recordings := list(shard_recipes.spoken_texts([id for id, _ in named], [t for _, t in named])):
+        shard_recipes.write_spoken(folder / "parallel", info, recordings)
 
 
 def _text_shards(texts: Any, tokenizer: SpeechTokenizer, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The five kinds of training documents, each from what it needs, written as shards.
+"""The kinds of training documents, each from what it needs, written as shards.
 
 Place in the pipeline: layer 4, after the tokenizer and the text-to-token model, before the mixture.
 Trap: an ASR or TTS pair opens with its instruction, because without one it would look like an interleaved document that
@@ -6,15 +6,18 @@ repeats itself (spec 1, 6.2).
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from speechquilt import config
-from speechquilt.data import interleave, parallel
+from speechquilt.data import interleave
 from speechquilt.data.corpus import Reject, TextDocument
-from speechquilt.data.shards import ShardInfo, ShardWriter
+from speechquilt.data.parallel import SpokenText
+from speechquilt.data.shards import Item, ItemWriter, ShardInfo, ShardWriter
+from speechquilt.data.spoken import SpokenWriter
 from speechquilt.protocols import TextToToken
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
@@ -42,8 +45,17 @@ def shard_info(vocab: Vocab, tokenizer: TextTokenizer, speech_fingerprint: str, 
 
 def write(folder: Path, info: ShardInfo, documents: Iterable[tuple[Document, str] | Reject]) -> dict[str, int]:
     """Write all documents (with their text) and count the rejects; returns documents, rejects and tokens by modality."""
-    with ShardWriter(folder, info, overwrite=True) as writer:
-        for item in documents:
+    return _write(ShardWriter(folder, info, overwrite=True), documents)
+
+
+def write_spoken(folder: Path, info: ShardInfo, spoken: Iterable[tuple[SpokenText, str]]) -> dict[str, int]:
+    """Write what a run will interleave at load time, as `write` does. These shards hold no text tokens."""
+    return _write(SpokenWriter(folder, replace(info, num_text=0, text_fingerprint=""), overwrite=True), spoken)
+
+
+def _write(writer: ItemWriter[Item], items: Iterable[tuple[Item, str] | Reject]) -> dict[str, int]:
+    with writer:
+        for item in items:
             if isinstance(item, Reject):
                 writer.reject(item.id, item.reason)
             else:
@@ -76,18 +88,14 @@ def pair_documents(
         yield Document(id=f"{task}/{id}", source=task, segments=(*context, target)), tokens.text
 
 
-def parallel_documents(
-    ids: Sequence[str], spoken: Sequence[AlignedTokens], tokenizer: TextTokenizer, passes: int
-) -> Iterable[tuple[Document, str]]:
-    """Every recording `passes` times, cut into text and speech blocks at other words each time."""
-    for pass_index in range(passes):
-        for id, tokens in zip(ids, spoken):
-            seed = int(config.fingerprint([id, pass_index]), 16)
-            source = parallel.SpokenText(
-                id=f"{id}/pass{pass_index}", words=tokens.words, ids_T=tokens.ids_T, word_T=tokens.word_of_token_T
+def spoken_texts(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[SpokenText, str]]:
+    """What parallel interleaving cuts into blocks: the recordings whose words have times."""
+    for id, tokens in zip(ids, spoken):
+        if _has_words(tokens):
+            yield (
+                SpokenText(id=id, words=tokens.words, ids_T=tokens.ids_T, word_T=tokens.word_of_token_T),
+                tokens.text,
             )
-            rng = np.random.default_rng(seed)
-            yield parallel.interleave_parallel(source, rng, tokenizer.encode, source="parallel"), tokens.text
 
 
 def interleaved_documents(
@@ -118,13 +126,14 @@ def interleaved_documents(
 
 
 def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
-    """All tokens of an utterance; word ends only when its words are known (one unit over everything means they are not)."""
-    return Segment(
-        modality="speech",
-        ids_T=tokens.ids_T,
-        unit_end_T=tokens.unit_end_T if len(tokens.words) > 1 or " " not in tokens.text else None,
-        loss=loss,
-    )
+    """All tokens of an utterance; word ends only when its words have times."""
+    unit_end_T = tokens.unit_end_T if _has_words(tokens) else None
+    return Segment(modality="speech", ids_T=tokens.ids_T, unit_end_T=unit_end_T, loss=loss)
+
+
+def _has_words(tokens: AlignedTokens) -> bool:
+    """Whether its words have times; without them the utterance is one unit that spans all of its words."""
+    return len(tokens.words) > 1 or " " not in tokens.text
 
 
 def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:

@@ -66,7 +66,6 @@ class ToyConfig:
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
     interleave: InterleaveConfig = InterleaveConfig()
     interleave_passes: int = 4
-    parallel_passes: int = 2
     plain: PlainLMConfig = defaults.PLAIN
     latent: LatentLMConfig = defaults.LATENT
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
@@ -147,9 +146,9 @@ def story(config: ToyConfig) -> Path:
     )
     shards_dir = stages.stage(
         "shards",
-        [full.interleave, full.interleave_passes, full.parallel_passes],
+        [full.interleave, full.interleave_passes],
         lambda folder: make_shards(full, corpus(), tokenizer, speaker_dir, folder),
-        what="Parquet shards: text, speech, ASR and TTS pairs, synthetic and parallel interleaved",
+        what="Parquet shards: text, speech, ASR and TTS pairs, synthetic interleaved, recordings to interleave",
     )
     shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
     corpus.cache_clear()  # gigabytes of audio that the language models do not need
@@ -236,9 +235,6 @@ def make_shards(
         "speech": shard_recipes.speech_documents(spoken_ids, spoken),
         "asr": shard_recipes.pair_documents("asr", sentence_ids, sentences, text_tokenizer),
         "tts": shard_recipes.pair_documents("tts", sentence_ids, sentences, text_tokenizer),
-        "parallel": shard_recipes.parallel_documents(
-            spoken_ids[: corpus.num_parallel], spoken[: corpus.num_parallel], text_tokenizer, config.parallel_passes
-        ),
         "interleaved": shard_recipes.interleaved_documents(
             corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
         ),
@@ -247,7 +243,11 @@ def make_shards(
     found: dict[str, Any] = {}
     for source in shard_recipes.SOURCES:
         info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, recipe="toy", source=source)
-        counts = shard_recipes.write(folder / source, info, documents[source])
+        if source == "parallel":
+            recordings = shard_recipes.spoken_texts(spoken_ids[: corpus.num_parallel], spoken)
+            counts = shard_recipes.write_spoken(folder / source, info, recordings)
+        else:
+            counts = shard_recipes.write(folder / source, info, documents[source])
         found |= {f"shards.{source}.{key}": n for key, n in counts.items()}
     return {**found, "shards.interleaved.ratio": stats.ratio}
 

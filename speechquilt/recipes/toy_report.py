@@ -18,7 +18,7 @@ import torch
 
 from speechquilt import audio, config
 from speechquilt.data.micro_world import MicroWorld
-from speechquilt.data.shards import ShardFolder
+from speechquilt.data.spoken import as_documents, open_shards
 from speechquilt.evals import results
 from speechquilt.evals.figures import Curve, Score, UtteranceView
 from speechquilt.evals.intervals import paired_difference
@@ -368,10 +368,11 @@ def _samples(shards: Mapping[str, Path], tokenizer: SpeechTokenizer) -> list[Sam
     static = _patchers()["static"]
     samples = []
     for source in ("interleaved", "parallel"):
-        folder = ShardFolder(shards[source])
+        folder = open_shards(shards[source])
+        documents = as_documents(folder, text_tokenizer.encode)
         for i in np.linspace(0, len(folder) - 1, NUM_SAMPLES // 2 + 2, dtype=int)[1:-1].tolist():
             runs = []
-            for segment in folder[i].segments:
+            for segment in documents[i].segments:
                 if segment.modality == "text":
                     runs.append(SampleRun(modality="text", text=text_tokenizer.decode(segment.ids_T.tolist())))
                     continue

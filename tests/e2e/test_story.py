@@ -20,7 +20,7 @@ SETTINGS = [
     "tokenizer.model.vq_warmup_updates=3",
     "text_to_token.train.steps=4", "text_to_token.train.warmup_steps=1", "text_to_token.train.num_threads=1",
     "text_to_token.llama.width=32", "text_to_token.llama.num_layers=1", "text_to_token.llama.ffn_width=64",
-    "text_to_token.data.rows=2", "interleave_passes=1", "parallel_passes=1",
+    "text_to_token.data.rows=2", "interleave_passes=1",
     "pretrain.steps=4", "pretrain.warmup_steps=1", "pretrain.checkpoint_every=1", "pack.rows=2", "num_stories=2",
 ]  # fmt: skip
 TIMED = ("seconds", "run.fingerprint")
