@@ -1,0 +1,187 @@
+"""Train the aligner's own encoder on transcribed speech, measure its word times, and align recordings that have none.
+
+Place in the pipeline: layer 4, beside the tokenizer's stage; `load_aligner` is the way in for everybody who has a folder.
+Cost of `micro_world_aligner`: about a minute and a half on one core. Expected result: docs/decisions/0013-alignment.md.
+Trap: CTC training needs no word times, but the shift that puts its spikes back onto word boundaries is measured on recordings
+that have them. Without any, the shift is 0 and starts are about two frames late.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechquilt import config as configs
+from speechquilt.align import BoundaryShift, CTCAligner, Wav2Vec2Emitter
+from speechquilt.data.corpus import Reject
+from speechquilt.data.micro_world import MicroWorldConfig
+from speechquilt.data.utterances import UtteranceLoader
+from speechquilt.protocols import Aligner
+from speechquilt.recipes.corpus import join, speak
+from speechquilt.recipes.stage import write_json
+from speechquilt.text import spoken_form
+from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTC, CharacterCTCConfig, TokenizerEmitter
+from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train.objectives.ctc import ctc_objective
+from speechquilt.train.trainer import TrainConfig, Trainer
+from speechquilt.tts import EspeakTTSConfig
+from speechquilt.types import Utterance
+
+CALIBRATED = 200  # training recordings with known word times that the shift is measured on
+GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most about 1 %
+SHIFT_FILE = "shift.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignerRecipe:
+    """`model.alphabet` is filled in from the training texts. Recordings longer than the model's window are left out."""
+
+    model: CharacterCTCConfig = CharacterCTCConfig(alphabet="")
+    train: TrainConfig = TrainConfig(
+        steps=600,
+        lr=2e-3,
+        warmup_steps=50,
+        min_lr_ratio=0.05,
+        beta2=0.98,
+        weight_decay=0.01,
+        log_every=20,
+        checkpoint_every=200,
+        num_threads=1,
+    )
+    batch_seconds: float = 16.0
+    gain_db: float = 3.0
+    sorted_epochs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroWorldAlignerConfig:
+    """An aligner for the embedded default: sentences of the micro-world, 1 to `max_joined` at a time, by espeak-ng."""
+
+    run_dir: str = "runs/aligner"
+    world: MicroWorldConfig = MicroWorldConfig()
+    voices: EspeakTTSConfig = EspeakTTSConfig()
+    sentences: int = 2000
+    max_joined: int = 5
+    held_out: int = 200
+    recipe: AlignerRecipe = field(default_factory=AlignerRecipe)
+
+
+def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfig()) -> dict[str, Any]:
+    """Speak, train into `run_dir`, return the results on held-out sentences."""
+    world, speaker = config.world.build(), config.voices.build()
+    train = speak(speaker, join(world.sentences(config.sentences), config.max_joined, seed=0), "speak sentences")
+    held_out = speak(speaker, world.held_out_sentences(config.held_out), "speak held-out")
+    return train_aligner(config.recipe, train, held_out, Path(config.run_dir))
+
+
+def train_aligner(
+    recipe: AlignerRecipe, train: Sequence[Utterance], held_out: Sequence[Utterance], folder: Path
+) -> dict[str, Any]:
+    """Train, save to `folder`, return flat results (`aligner.*`). Word times are used for the shift and for measuring only."""
+    alphabet = "".join(sorted(set("".join(spoken_form(u.text) for u in train)) - {" "}))
+    model = replace(recipe.model, alphabet=alphabet).build()
+    window_s = model.window_frames * FRAME_SAMPLES / model.sample_rate
+    fitting = [u for u in train if u.duration_s <= window_s]
+    if len(fitting) < len(train):
+        print(f"  {len(train) - len(fitting)} recordings longer than the window of {window_s:.1f} s left out")
+    loader = UtteranceLoader(
+        fitting,
+        model.text_tokenizer,
+        batch_seconds=recipe.batch_seconds,
+        seed=recipe.train.seed,
+        gain_db=recipe.gain_db,
+        sorted_epochs=recipe.sorted_epochs,
+        token_samples=FRAME_SAMPLES,
+    )
+    if loader.rejects:
+        print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")
+    Trainer(recipe.train, model, ctc_objective, loader, folder, name="aligner").train()
+    model.eval().to("cpu").save(folder)
+    timed = [u for u in fitting if u.alignment][:CALIBRATED]
+    shift = measure_shift(CTCAligner(model), timed)
+    write_json(folder / SHIFT_FILE, configs.to_dict(shift))
+    return {
+        "aligner.steps": recipe.train.steps,
+        "aligner.parameters": sum(p.numel() for p in model.parameters()),
+        "aligner.start_shift_s": shift.start_s,
+        "aligner.end_shift_s": shift.end_s,
+        **measure_aligner(CTCAligner(model, shift), held_out),
+    }
+
+
+def load_aligner(folder: str | Path) -> CTCAligner:
+    """An aligner from a run of `train_aligner`, a speech tokenizer's folder, or a Hugging Face Wav2Vec2ForCTC folder.
+
+    Raises FileNotFoundError or ValueError naming the file that is wrong.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; give the folder of an aligner, a tokenizer or a Wav2Vec2ForCTC model"
+        )
+    keys = json.loads(path.read_text())
+    shift = configs.load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
+    if "model_type" in keys:
+        return CTCAligner(Wav2Vec2Emitter(folder), shift)
+    if "alphabet" in keys:
+        return CTCAligner(CharacterCTC.load(folder), shift)
+    return CTCAligner(TokenizerEmitter(SpeechTokenizer.load(folder)), shift)
+
+
+def align_utterances(aligner: Aligner, utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Reject]]:
+    """Word times for recordings that have none; those that have keep theirs. What cannot be aligned is a reject."""
+    aligned: list[Utterance] = []
+    rejects: list[Reject] = []
+    for utterance in utterances:
+        if utterance.alignment:
+            aligned.append(utterance)
+            continue
+        try:
+            words = aligner.align(utterance.audio, utterance.text)
+        except ValueError as error:
+            rejects.append(Reject(id=utterance.id, reason=str(error)))
+        else:
+            aligned.append(replace(utterance, alignment=words))
+    return aligned, rejects
+
+
+def boundary_errors(aligner: Aligner, utterances: Sequence[Utterance]) -> np.ndarray:
+    """Found minus known start and end of every word that was heard, `[N, 2]` in seconds. Words must be spelled alike."""
+    errors: list[tuple[float, float]] = []
+    for utterance in utterances:
+        found = aligner.align(utterance.audio, utterance.text)
+        if [w.text for w in found] != [w.text for w in utterance.alignment]:
+            raise ValueError(f"{utterance.id}: its known words are not the words of its text; cannot compare times")
+        errors += [
+            (word.start_s - known.start_s, word.end_s - known.end_s)
+            for word, known in zip(found, utterance.alignment)
+            if word.score > 0
+        ]
+    return np.array(errors).reshape(-1, 2)
+
+
+def measure_shift(aligner: CTCAligner, timed: Sequence[Utterance]) -> BoundaryShift:
+    """What the median start and end lack; no shift when there is nothing to measure on."""
+    errors_N2 = boundary_errors(CTCAligner(aligner.emitter), timed)
+    if not len(errors_N2):
+        return BoundaryShift()
+    start_s, end_s = (-np.median(errors_N2, axis=0)).tolist()
+    return BoundaryShift(start_s=start_s, end_s=end_s)
+
+
+def measure_aligner(aligner: Aligner, timed: Sequence[Utterance]) -> dict[str, Any]:
+    """How far starts and ends lie from the known ones, in seconds; {} when no recording has word times."""
+    timed = [u for u in timed if u.alignment]
+    errors_N = np.abs(boundary_errors(aligner, timed)).ravel()
+    if not len(errors_N):
+        return {}
+    return {
+        "aligner.boundary_error_median_s": float(np.median(errors_N)),
+        "aligner.boundary_error_p90_s": float(np.quantile(errors_N, 0.9)),
+        "aligner.boundaries_within_goal": float((errors_N <= GOAL_S).mean()),
+        "aligner.boundaries_n": len(errors_N),
+    }
