@@ -18,6 +18,8 @@ start here:
   speechquilt story toy                      the whole pipeline on an invented world, about 20 minutes on two cores
   speechquilt story own speech=DIR text=DIR  the same stages on a folder of audio with transcripts and a folder of text
 
+  speechquilt study patching                 baseline, BPE and six ways to patch, three seeds each, over an hour on two cores
+
 one stage at a time:
   speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
   speechquilt tokenize DIR SHARDS --tokenizer runs/tokenizer
@@ -79,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     story.add_argument("name", choices=["toy", "own"], help="toy: the embedded default; own: your folders")
     _add_settings(story)
 
+    study = add("study", _study, "compare ways of doing one thing on the micro-world, over several seeds")
+    study.add_argument("name", choices=["patching"], help="patching: how to group speech tokens")
+    _add_settings(study)
+
     train = add("train", _train, "train one model: tokenizer, text_to_token or lm")
     train.add_argument("recipe", choices=["tokenizer", "text_to_token", "lm"])
     _add_settings(train)
@@ -133,6 +139,12 @@ def _story(arguments: argparse.Namespace) -> None:
 
     recipe = {"toy": (toy.ToyConfig, toy.story), "own": (own.OwnConfig, own.story)}[arguments.name]
     _run_with_settings(*recipe, arguments)
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import patching
+
+    _run_with_settings(patching.PatchingConfig, patching.study, arguments)
 
 
 def _train(arguments: argparse.Namespace) -> None:

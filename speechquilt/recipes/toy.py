@@ -110,10 +110,32 @@ def scaled(config: ToyConfig) -> ToyConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What language models are trained on: finished folders, and the fingerprint of all stages that made them."""
+
+    fingerprint: str
+    tokenizer_dir: Path
+    shards: dict[str, Path]
+
+
 def story(config: ToyConfig) -> Path:
     """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues."""
     full = scaled(config)
     stages = Story(Path(full.run_dir))
+    made = prepare(full, stages)
+    jobs = [(full, name, made) for name in full.runs]
+    stages.stage(
+        "lm",
+        [lm_recipe(full, run) for run in full.runs.values()],
+        lambda folder: dict(ChainMap(*workers.run_all(train_and_evaluate, jobs))),
+        what=f"{len(jobs)} speech-text language models, {workers.num_workers(len(jobs))} at a time, each trained and asked",
+    )
+    return finish(config, stages, made)
+
+
+def prepare(full: ToyConfig, stages: Story) -> Prepared:
+    """Everything up to the shards; `full` is what `scaled` gave."""
     world, speaker = full.world.build(), full.voices.build()
     corpus = cache(partial(micro_world_corpus, world, speaker, full.corpus))  # spoken when the first stage needs it
 
@@ -150,30 +172,23 @@ def story(config: ToyConfig) -> Path:
         lambda folder: make_shards(full, corpus(), tokenizer, speaker_dir, folder),
         what="Parquet shards: text, speech, ASR and TTS pairs, synthetic interleaved, recordings to interleave",
     )
-    shards = {source: shards_dir / source for source in shard_recipes.SOURCES}
-    corpus.cache_clear()  # gigabytes of audio that the language models do not need
-    jobs = [(full, name, stages.fingerprint, tokenizer_dir, shards) for name in full.runs]
-    stages.stage(
-        "lm",
-        [lm_recipe(full, run) for run in full.runs.values()],
-        lambda folder: dict(ChainMap(*workers.run_all(train_and_evaluate, jobs))),
-        what=f"{len(jobs)} speech-text language models, {workers.num_workers(len(jobs))} at a time, each trained and asked",
+    return Prepared(
+        fingerprint=stages.fingerprint,
+        tokenizer_dir=tokenizer_dir,
+        shards={source: shards_dir / source for source in shard_recipes.SOURCES},
     )
-    return finish(config, stages, world, speaker, tokenizer, shards)
 
 
-def train_and_evaluate(
-    config: ToyConfig, name: str, fingerprint: str, tokenizer_dir: Path, shards: dict[str, Path]
-) -> dict[str, Any]:
-    """Two stages per language model; the runs are siblings after the shards (`fingerprint`), none depends on another."""
-    stages = Story(Path(config.run_dir), fingerprint)
-    tokenizer = SpeechTokenizer.load(tokenizer_dir)
+def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str, Any]:
+    """Two stages per language model; the runs are siblings after the shards, none depends on another."""
+    stages = Story(Path(config.run_dir), made.fingerprint)
+    tokenizer = SpeechTokenizer.load(made.tokenizer_dir)
     run = config.runs[name]
     recipe = lm_recipe(config, run)
     lm_dir = stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, name),
+        lambda folder: train_lm(recipe, made.shards, text_tokenizer_of(tokenizer), folder, name),
         what=f"a speech-text language model: {describe_run(run)}",
     )
     stages.stage(
@@ -284,14 +299,7 @@ def evaluate(
     return flat
 
 
-def finish(
-    config: ToyConfig,
-    stages: Story,
-    world: MicroWorld,
-    speaker: EspeakTTS,
-    tokenizer: SpeechTokenizer,
-    shards: dict[str, Path],
-) -> Path:
+def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
     """results.json and report.html from what the stages found; made anew every time, it takes seconds."""
     from speechquilt.recipes import toy_report
 
@@ -309,7 +317,8 @@ def finish(
         **toy_report.fact_transfer(stages.run_dir),
     }
     results.write_results(stages.run_dir / "results.json", flat)
-    report = toy_report.write(config, stages, flat, world, speaker, tokenizer, shards)
+    full, tokenizer = scaled(config), SpeechTokenizer.load(made.tokenizer_dir)
+    report = toy_report.write(config, stages, flat, full.world.build(), full.voices.build(), tokenizer, made.shards)
     print(toy_report.table(flat))
     print(
         f"\nresults  {stages.run_dir / 'results.json'}\nreport   {report}\nnext     open the report; README.md, 'your own data'"

@@ -1,0 +1,222 @@
+"""`speechquilt study patching`: how to group speech tokens, on the micro-world, several seeds each (spec 2, sections 8 to 10).
+
+Place in the pipeline: layer 4; starts from the shards of `story toy` (made first when they are not there).
+Compute-controlled: every system takes the same steps over the same number of global units, so a patched one reads more.
+Data-controlled: the token-level systems read as many tokens as the static LST does, in more steps.
+Trap: the intervals are over stories, pooled over seeds; how far seeds lie apart stands beside them, not inside them.
+"""
+
+import json
+from collections import ChainMap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from speechquilt.evals.intervals import accuracy, paired_difference
+from speechquilt.evals.scorer import Request
+from speechquilt.evals.tasks import ChoiceTask
+from speechquilt.model.patcher import PatcherConfig
+from speechquilt.recipes import defaults, toy, workers
+from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.recipes.speech import text_tokenizer_of, tokenize
+from speechquilt.recipes.stage import Story, write_json
+from speechquilt.recipes.world_tasks import Voicer, story_tasks
+from speechquilt.tokenizer.model import SpeechTokenizer
+
+TASKS = {f"{kind}.{pair}": f"story.{kind}.{pair}" for kind in ("topic", "hard") for pair in ("SS", "TT")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """One row of the study. `tokens_of`: read as many tokens as that system does, instead of taking the same steps."""
+
+    kind: Literal["plain", "latent"]
+    patcher: PatcherConfig
+    text_path: Literal["decoder", "bypass"] = "decoder"
+    speech_pieces: int | None = None
+    tokens_of: str | None = None
+
+
+def _latent(kind: Any, **more: Any) -> SystemConfig:
+    return SystemConfig(kind="latent", patcher=PatcherConfig(kind=kind, patch_size=defaults.PATCH_SIZE), **more)
+
+
+def _plain(**more: Any) -> SystemConfig:
+    return SystemConfig(kind="plain", patcher=PatcherConfig(kind="none"), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchingConfig:
+    """`toy` makes the world, the tokenizer and the shards in its own run_dir; `steps` 0 keeps the toy's."""
+
+    run_dir: str = "runs/patching"
+    toy: toy.ToyConfig = field(default_factory=toy.ToyConfig)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 0
+    num_stories: int = 200
+    reference: str = "baseline"
+    systems: dict[str, SystemConfig] = field(
+        default_factory=lambda: {
+            "baseline": _plain(),
+            "bpe": _plain(speech_pieces=1000),
+            "static": _latent("static"),
+            "aligned": _latent("aligned"),
+            "mixed": _latent("mixed"),
+            "curriculum": _latent("curriculum"),
+            "static_bypass": _latent("static", text_path="bypass"),
+            "baseline_data": _plain(tokens_of="static"),
+            "bpe_data": _plain(speech_pieces=1000, tokens_of="static"),
+        }
+    )
+
+
+def study(config: PatchingConfig) -> Path:
+    """Train and ask every system with every seed, two at a time on two cores; returns the path of patching.md."""
+    full = toy.scaled(config.toy)
+    prepared = toy.prepare(full, Story(Path(full.run_dir)))
+    results: dict[str, Any] = {}
+    for compute_controlled in (True, False):  # the others wait to know how many tokens to read
+        jobs = [
+            (config, name, seed, prepared, _tokens_to_read(system, seed, results))
+            for seed in config.seeds
+            for name, system in config.systems.items()
+            if (system.tokens_of is None) == compute_controlled
+        ]
+        results |= dict(ChainMap(*workers.run_all(train_and_ask, jobs))) if jobs else {}
+    folder = Path(config.run_dir)
+    rows = {name: summary(config, folder, name, results) for name in config.systems}
+    write_json(folder / "patching.json", rows)
+    page = folder / "patching.md"
+    page.write_text(table(rows))
+    print(page.read_text() + f"\nresults  {folder / 'patching.json'}\ntable    {page}")
+    return page
+
+
+def _tokens_to_read(system: SystemConfig, seed: int, results: dict[str, Any]) -> int:
+    return 0 if system.tokens_of is None else results[f"lm.{system.tokens_of}_seed{seed}.tokens"]
+
+
+def train_and_ask(config: PatchingConfig, name: str, seed: int, made: toy.Prepared, tokens: int) -> dict[str, Any]:
+    """One system with one seed: its training (for so many `tokens`, 0 = the common steps), then its endings and losses."""
+    stages = Story(Path(config.run_dir), made.fingerprint)
+    tokenizer = SpeechTokenizer.load(made.tokenizer_dir)
+    text_tokenizer = text_tokenizer_of(tokenizer)
+    run = f"{name}_seed{seed}"
+    recipe = system_recipe(config, name, seed, tokens)
+    lm_dir = stages.stage(
+        f"lm/{run}",
+        recipe,
+        lambda folder: train_lm(recipe, made.shards, text_tokenizer, folder, run),
+        what=f"{name}, seed {seed}",
+    )
+    stages.stage(
+        f"evals/{run}",
+        config.num_stories,
+        lambda folder: ask(config, lm_dir, tokenizer, folder, run),
+        what=f"story endings of {name}, seed {seed}",
+    )
+    return stages.results
+
+
+def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> LMRecipe:
+    """The toy's recipe with the system's model, patcher and budget."""
+    system, story = config.systems[name], toy.scaled(config.toy)
+    train = replace(story.pretrain, seed=seed, steps=config.steps or story.pretrain.steps)
+    return LMRecipe(
+        model=story.plain if system.kind == "plain" else replace(story.latent, text_path=system.text_path),
+        patcher=system.patcher,
+        weights=story.weights,
+        pack=story.pack,
+        train=train,
+        budget="tokens" if tokens else "steps",
+        budget_amount=tokens,
+        speech_pieces=system.speech_pieces,
+    )
+
+
+def ask(config: PatchingConfig, lm_dir: Path, tokenizer: SpeechTokenizer, folder: Path, run: str) -> dict[str, Any]:
+    """Two-way story endings, S→S and T→T, and the loss per base speech token and per text token on the stories."""
+    world, speaker = toy.scaled(config.toy).world.build(), config.toy.voices.build()
+    scorer, _ = load_scorer(lm_dir)
+    text_tokenizer = text_tokenizer_of(tokenizer)
+    tasks: dict[str, ChoiceTask] = story_tasks(world, Voicer(speaker, tokenizer, text_tokenizer), config.num_stories)
+    details = {key: tasks[task].run(scorer) for key, task in TASKS.items()}
+    write_json(folder / "details.json", details)
+    stories = [s.text for s in world.stories(2 * config.num_stories, "test")]
+    spoken = tokenize(tokenizer, [speaker.speak(text, speaker.voices[0]) for text in stories])
+    segments = {
+        "speech_loss": [shard_recipes.speech_segment(t) for t in spoken],
+        "text_loss": [shard_recipes.text_segment(text_tokenizer, text) for text in stories],
+    }
+    flat: dict[str, Any] = {f"lm.{run}.{key}.accuracy": d["accuracy"]["value"] for key, d in details.items()}
+    for key, of in segments.items():
+        total = sum(score.sum for score in scorer.log_likelihoods([Request((), s) for s in of]))
+        flat[f"lm.{run}.{key}"] = -total / sum(len(s.ids_T) for s in of)
+    return flat
+
+
+def summary(config: PatchingConfig, folder: Path, name: str, results: dict[str, Any]) -> dict[str, Any]:
+    """One system over its seeds: sizes and losses as means, accuracies pooled, differences to the reference paired."""
+    runs = [f"{name}_seed{seed}" for seed in config.seeds]
+    row: dict[str, Any] = {
+        key: float(np.mean([results[f"lm.{run}.{key}"] for run in runs]))
+        for key in ("steps", "units", "tokens", "flops", "patch_size", "seconds", "speech_loss", "text_loss")
+    }
+    for key in TASKS:
+        mine, others = (_answers(folder, system, config.seeds, key) for system in (name, config.reference))
+        row[key] = {
+            **vars(accuracy(mine["correct"], mine["cluster"])),
+            "seeds": [results[f"lm.{run}.{key}.accuracy"] for run in runs],
+            "gain": vars(paired_difference(mine["correct"], others["correct"], mine["cluster"])),
+        }
+    return row
+
+
+def _answers(folder: Path, system: str, seeds: tuple[int, ...], key: str) -> dict[str, list[Any]]:
+    """Right or wrong for every item and seed, with the story it is about."""
+    items = [
+        item
+        for seed in seeds
+        for item in json.loads((folder / "evals" / f"{system}_seed{seed}" / "details.json").read_text())[key]["items"]
+    ]
+    return {"correct": [i["correct"] for i in items], "cluster": [i["cluster"] for i in items]}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Two Markdown tables: what each system cost and its losses; its accuracies, with the gain over the reference."""
+    cost = [
+        "| system | steps | units, k | tokens, k | patch | TFLOPs | seconds | speech loss | text loss |",
+        "|" + " --- |" * 9,
+    ]
+    scores = [
+        "| system | " + " | ".join(f"{k.replace('.', ' ')[:-2]}{k[-2]}→{k[-1]}" for k in TASKS) + " |",
+        "|" + " --- |" * 5,
+    ]
+    for name, row in rows.items():
+        cells = [
+            f"{row['steps']:.0f}",
+            f"{row['units'] / 1e3:.0f}",
+            f"{row['tokens'] / 1e3:.0f}",
+            f"{row['patch_size']:.2f}",
+        ]
+        cells += [
+            f"{row['flops'] / 1e12:.1f}",
+            f"{row['seconds']:.0f}",
+            f"{row['speech_loss']:.3f}",
+            f"{row['text_loss']:.3f}",
+        ]
+        cost.append(f"| {name} | " + " | ".join(cells) + " |")
+        scores.append(f"| {name} | " + " | ".join(_score(row[key]) for key in TASKS) + " |")
+    return "\n".join([*cost, "", *scores]) + "\n"
+
+
+def _score(score: dict[str, Any]) -> str:
+    seeds = " ".join(f"{100 * x:.0f}" for x in score["seeds"])
+    gain = score["gain"]
+    text = f"{100 * score['value']:.1f} [{100 * score['low']:.0f}, {100 * score['high']:.0f}] ({seeds})"
+    if gain["value"] == gain["low"] == gain["high"] == 0:
+        return text
+    return f"{text} {100 * gain['value']:+.1f} [{100 * gain['low']:.0f}, {100 * gain['high']:.0f}]"
