@@ -61,28 +61,29 @@ def compile_parts(model: nn.Module) -> None:
         part.compile()
 
 
-def shard(model: nn.Module, how: Shard, *, size: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Split parameters, and with them gradients and moments, over the ranks (FSDP2), in place. Returns whether it did.
+def place(model: nn.Module, device: torch.device) -> None:
+    """To the device, with rank 0's weights and buffers on every rank; what is sharded already stays as it is."""
+    model.to(device)
+    distributed.broadcast_tensors([x.detach() for x in model.state_dict().values() if not isinstance(x, DTensor)])
 
-    "full": over all ranks; "hybrid": over `size` ranks, in world_size / size replicas. One rank has nothing to split.
-    `dtype` is what blocks compute in and weights are gathered in; gradients are added in float32. Raises ValueError when
-    `size` does not divide the number of ranks.
+
+def shard(model: nn.Module, how: Shard, *, size: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Split parameters, and with them gradients and moments, over the ranks (FSDP2), in place.
+
+    "full": over all ranks; "hybrid": over `size` ranks, in world_size / size replicas. Block by block, so that the whole
+    model is never on the device. `dtype` is what blocks compute in and weights are gathered in; gradients are added in
+    float32. Raises ValueError when `size` does not divide the number of ranks.
     """
-    if how == "none" or distributed.world_size() == 1:
-        return False
     # Inputs are left alone: RoPE's tables stay float32, and autocast does the rest.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = _mesh(how, size, device)
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    assert isinstance(model, FSDPModule)
-    # Sums, not means: the trainer divides once by the weight of the whole batch. Gloo knows plain sums only.
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    return True
+    for part in (*blocks_of(model), model):
+        place(part, device)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+        assert isinstance(part, FSDPModule)
+        # Sums, not means: the trainer divides once by the weight of the whole batch. Gloo knows plain sums only.
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ Trap: signal handlers can be set in the main thread only; elsewhere a run simply
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,10 +18,15 @@ from tqdm import tqdm
 
 
 class StopRequest:
-    """`asked` turns True on the first SIGTERM or SIGINT; a second one interrupts at once."""
+    """`asked` turns True on the first SIGTERM or SIGINT; a second one interrupts at once.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Under torchrun a Ctrl-C reaches each rank twice, from the terminal and from torchrun: what comes within `patience_s`
+    seconds of the first is the same wish.
+    """
+
+    def __init__(self, patience_s: float = 0.0) -> None:
+        self.asked, self.patience_s = False, patience_s
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -34,9 +40,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if not self.asked:
+            self.asked, self._asked_at = True, time.monotonic()
+        elif time.monotonic() >= self._asked_at + self.patience_s:
             raise KeyboardInterrupt
-        self.asked = True
 
 
 class LateNumber:

@@ -151,8 +151,9 @@ class Trainer:
         self.config, self.objective, self.loader, self.name = config, objective, loader, name
         self.run_dir = _writable(Path(run_dir))
         self.device = distributed.start(config.device, config.rank_timeout_s)
-        self.model = model.to(self.device)
-        self.sharded = self._prepare(model)
+        self.model = model
+        self.sharded = config.shard != "none" and distributed.world_size() > 1  # one rank has nothing to split
+        self._prepare(model)
         self.optimizer = optim.adamw(
             model,
             lr=config.lr,
@@ -188,7 +189,7 @@ class Trainer:
         """
         config = self.config
         last = config.steps if stop_after is None else min(config.steps, stop_after)
-        self.stop = StopRequest()
+        self.stop = StopRequest(patience_s=2.0 if distributed.world_size() > 1 else 0.0)
         with distributed.naming_lost_ranks(), reproducible(self.device, config.num_threads), self.stop, self.writer:
             self._resume()
             self.model.train()
@@ -244,15 +245,17 @@ class Trainer:
             schedule=c.schedule,
         )
 
-    def _prepare(self, model: nn.Module) -> bool:
-        """The same weights on every rank, then recomputing, compiling and sharding; returns whether it is sharded."""
+    def _prepare(self, model: nn.Module) -> None:
+        """The same weights on every rank's device, recomputed, compiled and sharded as the config wants it."""
         config = self.config
-        distributed.broadcast_tensors([x.detach() for x in model.state_dict().values()])
         parallel.recompute_activations(model, config.recompute)
         if config.compile:
             parallel.compile_parts(model)
-        dtype = getattr(torch, config.dtype)
-        return parallel.shard(model, config.shard, size=config.shard_size, device=self.device, dtype=dtype)
+        if self.sharded:
+            dtype = getattr(torch, config.dtype)
+            parallel.shard(model, config.shard, size=config.shard_size, device=self.device, dtype=dtype)
+        else:
+            parallel.place(model, self.device)
 
     def _accumulate(self) -> tuple[dict[str, torch.Tensor], list[BatchOutcome]]:
         """Backward through this rank's batches. Returns their summed loss, weight and scalars, and what to blame."""

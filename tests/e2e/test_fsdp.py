@@ -76,7 +76,8 @@ def next_token(model, batch):
 def make(run_dir: Path, kind: str, **changes) -> Trainer:
     settings = {"steps": STEPS, "lr": 0.01, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 3, "device": "cpu"}
     config = TrainConfig(**{**settings, "num_threads": 1, "accumulate": 2, "clip": 0.5, **changes})
-    return Trainer(config, MODELS[kind].build(0), next_token, RandomRows(), run_dir)
+    model = MODELS[kind].build(distributed.rank())  # other weights on every rank: those of rank 0 count
+    return Trainer(config, model, next_token, RandomRows(), run_dir)
 
 
 def train(run_dir: Path, kind: str, stop_after: int | None = None, **changes) -> Trainer:

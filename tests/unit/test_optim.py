@@ -88,3 +88,15 @@ def test_gradients_are_divided_whatever_their_dtype():
         p.grad = torch.full_like(p, 6.0)
     optim.divide_gradients(parameters, torch.tensor(4.0, dtype=torch.float64))
     assert [None if p.grad is None else p.grad[0].item() for p in parameters] == [1.5, 1.5, None]
+
+
+def test_the_latent_papers_schedule():
+    """Spec 2, section 7: 4e-4 after 2,000 steps of warm-up, then a cosine to 0.01 of it at the last of 200,000."""
+
+    def rate(step):
+        return optim.lr_at(step, steps=200_000, lr=4e-4, min_lr_ratio=0.01, warmup_steps=2000, schedule="cosine")
+
+    assert rate(1000) == pytest.approx(2e-4)
+    assert rate(2000) == pytest.approx(4e-4)
+    assert rate(101_000) == pytest.approx(4e-4 * (1 + 0.01) / 2)
+    assert rate(200_000) == pytest.approx(4e-6)

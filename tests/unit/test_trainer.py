@@ -15,6 +15,7 @@ from speechquilt import config as configs
 from speechquilt.train import checkpoint, metrics
 from speechquilt.train.metrics import Sums, read_metrics
 from speechquilt.train.objectives.next_token import NextTokenObjective
+from speechquilt.train.surroundings import StopRequest
 from speechquilt.train.trainer import Stopped, TrainConfig, Trainer
 from speechquilt.types import IGNORE, Batch, Document, Segment
 from speechquilt.vocab import Vocab
@@ -208,6 +209,16 @@ def test_a_second_signal_interrupts_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, objective=impatient).train()
+
+
+def test_under_torchrun_a_ctrl_c_arrives_twice():
+    with StopRequest(patience_s=60) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        stop.patience_s = 0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_another_config_cannot_go_on(tmp_path):
