@@ -50,10 +50,10 @@ def _plain(**more: Any) -> SystemConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchingConfig:
-    """`toy` makes the world, the tokenizer and the shards in its own run_dir; `steps` 0 keeps the toy's."""
+    """`story` makes the world, the tokenizer and the shards in its own run_dir; `steps` 0 keeps its own."""
 
     run_dir: str = "runs/patching"
-    toy: toy.ToyConfig = field(default_factory=toy.ToyConfig)
+    story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 0
     num_stories: int = 200
@@ -75,7 +75,7 @@ class PatchingConfig:
 
 def study(config: PatchingConfig) -> Path:
     """Train and ask every system with every seed, two at a time on two cores; returns the path of patching.md."""
-    full = toy.scaled(config.toy)
+    full = toy.scaled(config.story)
     prepared = toy.prepare(full, Story(Path(full.run_dir)))
     results: dict[str, Any] = {}
     for compute_controlled in (True, False):  # the others wait to know how many tokens to read
@@ -123,13 +123,13 @@ def train_and_ask(config: PatchingConfig, name: str, seed: int, made: toy.Prepar
 
 def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> LMRecipe:
     """The toy's recipe with the system's model, patcher and budget."""
-    system, story = config.systems[name], toy.scaled(config.toy)
-    train = replace(story.pretrain, seed=seed, steps=config.steps or story.pretrain.steps)
+    system, full = config.systems[name], toy.scaled(config.story)
+    train = replace(full.pretrain, seed=seed, steps=config.steps or full.pretrain.steps)
     return LMRecipe(
-        model=story.plain if system.kind == "plain" else replace(story.latent, text_path=system.text_path),
+        model=full.plain if system.kind == "plain" else replace(full.latent, text_path=system.text_path),
         patcher=system.patcher,
-        weights=story.weights,
-        pack=story.pack,
+        weights=full.weights,
+        pack=full.pack,
         train=train,
         budget="tokens" if tokens else "steps",
         budget_amount=tokens,
@@ -139,7 +139,7 @@ def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> 
 
 def ask(config: PatchingConfig, lm_dir: Path, tokenizer: SpeechTokenizer, folder: Path, run: str) -> dict[str, Any]:
     """Two-way story endings, S→S and T→T, and the loss per base speech token and per text token on the stories."""
-    world, speaker = toy.scaled(config.toy).world.build(), config.toy.voices.build()
+    world, speaker = toy.scaled(config.story).world.build(), config.story.voices.build()
     scorer, _ = load_scorer(lm_dir)
     text_tokenizer = text_tokenizer_of(tokenizer)
     tasks: dict[str, ChoiceTask] = story_tasks(world, Voicer(speaker, tokenizer, text_tokenizer), config.num_stories)
