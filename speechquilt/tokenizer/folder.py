@@ -24,7 +24,7 @@ M = TypeVar("M", bound=TokenEncoder)
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder; floating-point ones as float32. Raises FileNotFoundError or ValueError naming the file."""
     weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         for name, tensor in read_weights(path).items():
             weights[name] = tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
     return weights
@@ -48,7 +48,8 @@ def filled(build: Callable[[], M], weights: dict[str, Tensor], where: Path) -> M
     return model.eval()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises FileNotFoundError, also when there are only pickled weights."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():

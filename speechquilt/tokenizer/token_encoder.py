@@ -9,6 +9,7 @@ tables never end, and a token depends on its own window only.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -103,10 +104,7 @@ class TokenEncoder(nn.Module):
 
     def read_back(self, tokens: Sequence[np.ndarray]) -> list[str]:
         """Always a ValueError: a released tokenizer has no ASR half."""
-        raise ValueError(
-            "this tokenizer was published without its ASR half, so its tokens cannot be read back as text; decode them to "
-            "audio and use a recogniser, or train a tokenizer with heads"
-        )
+        refuse_to_read()
 
     def frames(
         self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, skip: int = 0, past: list[KeyValues] | None = None
@@ -155,6 +153,14 @@ class TokenEncoder(nn.Module):
         above = tuple(f"layers.{i}." for i in range(self.config.layers_below, len(self.encoder.layers)))
         skip = (*above, "embed_positions2", "layer_norm")
         return {k: v for k, v in self.encoder.state_dict().items() if not k.startswith(skip)}
+
+
+def refuse_to_read() -> NoReturn:
+    """What reading tokens back answers where there is no head for it."""
+    raise ValueError(
+        "this tokenizer was published without an ASR half, so its tokens cannot be read back as text; decode them to "
+        "audio and use a recogniser, or train a tokenizer with heads"
+    )
 
 
 def weights_fingerprint(fields: dict, weights: dict[str, torch.Tensor]) -> str:

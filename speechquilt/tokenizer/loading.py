@@ -1,0 +1,30 @@
+"""Any tokenizer folder: a run of ours, the released GLM-4-Voice tokenizer, or HuBERT units.
+
+Place in the pipeline: layer 2, what commands and recipes call with the folder that a user names.
+Trap: which kind a folder is, its files say, not its name; a plain Whisper or HuBERT is not a tokenizer yet.
+"""
+
+from pathlib import Path
+
+from speechquilt.nn.hugging_face import read_json
+from speechquilt.protocols import SpeechTokenizer as AnySpeechTokenizer
+from speechquilt.tokenizer.glm4_voice import is_glm4_voice, load_glm4_voice
+from speechquilt.tokenizer.hubert import UNITS, HubertUnits
+from speechquilt.tokenizer.model import SpeechTokenizer
+
+
+def load(folder: Path | str) -> AnySpeechTokenizer:
+    """The tokenizer in eval mode, on CPU. Raises FileNotFoundError or ValueError saying what the folder is instead."""
+    folder = Path(folder)
+    data = read_json(folder / "config.json")
+    if is_glm4_voice(data):
+        return load_glm4_voice(folder)
+    if (folder / UNITS).is_file():
+        return HubertUnits.load(folder)
+    if kind := data.get("model_type"):
+        remedy = {
+            "whisper": "start a training from it with speechquilt.tokenizer.whisper.whisper_start",
+            "hubert": f"add {UNITS} and centroids.safetensors (docs/how-to/public-tokenizers.md)",
+        }.get(kind, "give a run folder, a GLM-4-Voice tokenizer or HuBERT units")
+        raise ValueError(f"{folder} holds a model of model_type={kind!r}, which is not a speech tokenizer; {remedy}")
+    return SpeechTokenizer.load(folder)
