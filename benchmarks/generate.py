@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py [--preset 420M] [--patch 4] [--rows 1]
     python benchmarks/generate.py --rows 8 --apart
+    python benchmarks/generate.py --text-path bypass    # a head over speech alone
 
 The LST runs its global transformer once per patch, the baseline once per token; the local modules run for every token.
 Random weights, the same spoken prompt, the likeliest speech token each time, key-value caches in both. The models take turns;
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=presets.NAMES, default="420M")
     parser.add_argument("--patch", type=int, default=4, help="speech tokens per patch")
+    parser.add_argument("--text-path", choices=("decoder", "bypass"), default="decoder", help="of the LST")
     parser.add_argument("--rows", type=int, default=1, help="sequences spoken side by side")
     parser.add_argument("--apart", action="store_true", help="patches of the rows close at different times")
     parser.add_argument("--prompt", type=int, default=64, help="speech tokens heard before")
@@ -99,7 +102,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     prompts = spoken_prompts(arguments)
     speakers = []
-    for name, config in (("plain", presets.plain(arguments.preset)), ("LST", presets.latent(arguments.preset))):
+    lst = replace(presets.latent(arguments.preset), text_path=arguments.text_path)
+    for name, config in (("plain", presets.plain(arguments.preset)), ("LST", lst)):
         model = config.for_vocab(VOCAB).build().to(arguments.device)
         speakers.append(Speaker(name, model, arguments.patch, arguments))
         speakers[-1].hear(prompts)
