@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIPS := .cache/clips
 
-.PHONY: setup demo test test-slow lint clean help
+.PHONY: setup demo test test-slow lint clips clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -30,6 +31,16 @@ test: setup lint ## lint, types and tests, under 10 minutes on two cores
 
 test-slow: setup ## the checks that take longer
 	$(BIN)/pytest -m slow
+
+clips: $(CLIPS)/transcription ## fetch five LibriVox recordings (Debian's pocketsphinx-testdata) for the tests on human speech
+
+$(CLIPS)/transcription:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "apt-get and dpkg-deb are needed (Debian, Ubuntu)"; exit 1; }
+	rm -rf $(CLIPS) && mkdir -p $(CLIPS)/package
+	cd $(CLIPS)/package && apt-get -q download pocketsphinx-testdata || { echo "apt-get cannot download pocketsphinx-testdata; run 'apt-get update' as root first, and check the network"; exit 1; }
+	dpkg-deb -x $(CLIPS)/package/*.deb $(CLIPS)/package
+	mv $(CLIPS)/package/usr/share/pocketsphinx/test/data/librivox/* $(CLIPS)/package/usr/share/doc/pocketsphinx-testdata/copyright $(CLIPS)/
+	rm -r $(CLIPS)/package
 
 clean:           ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
