@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from speechquilt import config as configs
-from speechquilt.audio import LogMel, MelMode
+from speechquilt.audio import HOP, LogMel, MelMode
 from speechquilt.nn.quantize import VectorQuantizerConfig
 from speechquilt.tokenizer import streaming, windows
 from speechquilt.tokenizer.encoder import AudioEncoder, EncoderSizes, KeyValues
@@ -133,16 +133,23 @@ class TokenEncoder(nn.Module):
         return torch.cat(parts, 1), -(-num_samples_B // self.token_samples)
 
     def _mel(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
-        """Log-mel of each row as if it were alone. Whisper's looks at both ends of the clip, so it needs each row's own."""
-        if self.config.features == "stream":
-            return self.log_mel(wav_BS)
-        mel_BMF = wav_BS.new_zeros(len(wav_BS), self.config.num_mels, 2 * wav_BS.shape[1] // FRAME_SAMPLES)
+        """Log-mel of each row as if it were alone: what looks forward or at a whole clip needs each row's own end."""
         length_B = -(-num_samples_B // self.token_samples) * self.token_samples
+        if self.config.features == "whisper":
+            return self._whisper_mel(wav_BS, length_B)
+        mel_BMF = self.log_mel(wav_BS)
+        if self.config.causal:
+            return mel_BMF
+        frame_F = torch.arange(mel_BMF.shape[2], device=mel_BMF.device)
+        beyond_BF = frame_F >= (length_B // HOP)[:, None]
+        return mel_BMF.masked_fill(beyond_BF[:, None], 0.0)  # what a centred convolution finds after the end of a clip
+
+    def _whisper_mel(self, wav_BS: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        mel_BMF = wav_BS.new_zeros(len(wav_BS), self.config.num_mels, wav_BS.shape[1] // HOP)
         for length in length_B.unique().tolist():
             if length:
                 rows_B = length_B == length
-                own_BMF = self.log_mel(wav_BS[rows_B, :length])
-                mel_BMF[rows_B, :, : own_BMF.shape[2]] = own_BMF
+                mel_BMF[rows_B, :, : length // HOP] = self.log_mel(wav_BS[rows_B, :length])
         return mel_BMF
 
     def _encode_alone(self, wav_S: torch.Tensor) -> torch.Tensor:
