@@ -49,6 +49,7 @@ def steps_for(
 
     `loader_at(progress)` gives a loader of global batches as they are at that share of the run, with `meta` as the packer
     counts it, or as `BaseTokenCounts` does: tokens are base speech tokens, text and special tokens, padding left out.
+    A run so short that the packer's buffer is much of it lags behind its curriculum and sees a little more or less.
     """
     per_batch = [_per_batch(loader_at((point + 0.5) / POINTS), budget) for point in range(POINTS)]
     return max(1, round(amount / (accumulate * sum(per_batch) / POINTS)))
