@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from speechquilt.config import from_dict, nearest, to_dict
@@ -31,12 +32,19 @@ def load(folder: Path) -> PlainLM | LatentLM:
     path = folder / "config.json"
     config = _config(path, read_json(path))
     weights = read_weights(folder / "model.safetensors")
-    model = config.build()
+    model = empty(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}") from error
     return model
+
+
+def empty(config: PlainLMConfig | LatentLMConfig) -> PlainLM | LatentLM:
+    """The model with whatever lies in memory as its weights, to be filled at once: nothing is drawn in vain."""
+    with torch.device("meta"):
+        model = PlainLM(config) if isinstance(config, PlainLMConfig) else LatentLM(config)
+    return model.to_empty(device="cpu")
 
 
 def _config(path: Path, data: dict[str, Any]) -> PlainLMConfig | LatentLMConfig:

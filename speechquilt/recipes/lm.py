@@ -22,14 +22,15 @@ from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import folder as model_folder
 from speechquilt.model.flops import training_flops
-from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
+from speechquilt.model.latent import LatentLM, LatentLMConfig
+from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig, eval_patcher
+from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face
 from speechquilt.protocols import Loader, Patcher
 from speechquilt.recipes.budget import AtProgress, Budget, steps_for
 from speechquilt.recipes.shards import text_fingerprint
 from speechquilt.text import TextTokenizer
-from speechquilt.train import distributed
+from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import Batch
@@ -45,7 +46,8 @@ class LMRecipe:
 
     `budget` "units" or "tokens": train for about `budget_amount` of them (base speech tokens, text and special tokens, over
     all ranks); the number of steps follows from the data and replaces `train.steps`. `speech_pieces`: read speech as that
-    many BPE pieces instead of base tokens.
+    many BPE pieces instead of base tokens. `warm_start`: Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from instead
+    of random weights; a plain model takes its sizes from there, a latent one those of its global transformer.
     """
 
     model: PlainLMConfig | LatentLMConfig
@@ -56,8 +58,14 @@ class LMRecipe:
     budget: Budget = "steps"
     budget_amount: int = 0
     speech_pieces: int | None = None
+    warm_start: str = ""
 
     def __post_init__(self) -> None:
+        if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
+            raise ValueError(
+                f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
+                "the global transformer only when text bypasses the local modules; set text_path=bypass"
+            )
         if self.budget == "steps" and self.budget_amount:
             raise ValueError(
                 f"budget_amount={self.budget_amount} has no meaning with budget='steps'; "
@@ -141,8 +149,8 @@ def train_lm(
     patcher = recipe.patcher.build()
     train = replace(recipe.train, steps=num_steps(recipe, data, patcher))
     vocab = data.run.vocab
-    model_config = recipe.model.for_vocab(vocab)
-    model = model_config.build(train.seed)
+    model = new_model(recipe, vocab)
+    model_config = model.config
     loader = data.loader(
         recipe,
         data.mixture(recipe),
@@ -156,9 +164,13 @@ def train_lm(
         return training_flops(model_config, batch)
 
     done = Trainer(train, model, NextTokenObjective(vocab, flops), loader, folder, name=name).train()
-    model_folder.save(model.eval().to("cpu"), folder)
-    text_tokenizer.save(folder / "text_tokenizer.json")
-    config.save(data.run, folder / "run.json")
+    if distributed.rank() == 0:
+        if distributed.world_size() > 1:  # its own copy may be a shard of the model
+            model = model_folder.empty(model_config)
+            checkpoint.load_model(folder, model)
+        model_folder.save(model.eval().to("cpu"), folder)
+        text_tokenizer.save(folder / "text_tokenizer.json")
+        config.save(data.run, folder / "run.json")
     totals = {key.removeprefix("total_"): value for key, value in done.totals.items()}
     text_tokens = totals["tokens"] - totals["speech_tokens"]
     return {
@@ -176,6 +188,16 @@ def train_lm(
             "text_patch_size": text_tokens / max(1.0, totals["units"] - totals["speech_units"]),
         }.items()
     }
+
+
+def new_model(recipe: LMRecipe, vocab: Vocab) -> PlainLM | LatentLM:
+    """Random weights drawn with the run's seed, or those of `warm_start` with rows for the new ids."""
+    seed = recipe.train.seed
+    if not recipe.warm_start:
+        return recipe.model.for_vocab(vocab).build(seed)
+    if isinstance(recipe.model, LatentLMConfig):
+        return latent_from_hugging_face(Path(recipe.warm_start), vocab, recipe.model, seed)
+    return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed)
 
 
 def open_data(recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path) -> LMData:

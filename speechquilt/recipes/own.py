@@ -8,7 +8,7 @@ and the text-to-token model learns whole utterances only. Use static patching, o
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.pack import PackConfig
 from speechquilt.data.shards import is_complete
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
+from speechquilt.model import presets
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes import shards as shard_recipes
@@ -33,6 +36,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import model as text_to_token_models
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train import distributed
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.types import Segment, Utterance
 from speechquilt.vocab import Vocab
@@ -62,13 +66,17 @@ class LMTraining:
     """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
     tokens per source (default: the story's, for the sources given); `tokenizer`: run folder of the speech tokenizer.
     `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
-    that many BPE pieces.
+    that many BPE pieces. `preset` is a size of docs/presets.md, `text_path` the way of text in a latent model ("decoder" or
+    "bypass"), `warm_start` a Hugging Face folder to start from. On many GPUs: docs/how-to/many-gpus.md.
     """
 
     shards: dict[str, str] = field(default_factory=dict)
     tokenizer: str = "runs/tokenizer"
     run_dir: str = "runs/lm"
     kind: Literal["plain", "latent"] = "latent"
+    preset: str = "toy"
+    text_path: Literal["decoder", "bypass"] = "decoder"
+    warm_start: str = ""
     patcher: PatcherConfig = PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
     pack: PackConfig = defaults.PACK
@@ -188,7 +196,8 @@ def run_lm(settings: LMTraining) -> None:
         raise ValueError('shards is empty; name at least one, for example shards=\'{"speech": "shards/speech"}\'')
     tokenizer = SpeechTokenizer.load(_folder("tokenizer", settings.tokenizer))
     recipe = LMRecipe(
-        model=_model(settings.kind),
+        model=_model(settings.kind, settings.preset, settings.text_path),
+        warm_start=settings.warm_start,
         patcher=settings.patcher,
         weights={source: settings.weights.get(source, 1.0) for source in settings.shards},
         pack=settings.pack,
@@ -201,6 +210,8 @@ def run_lm(settings: LMTraining) -> None:
     make_folder(folder)
     shards = {source: Path(path) for source, path in settings.shards.items()}
     found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
+    if distributed.rank() != 0:
+        return
     tokenizer.save(folder / "tokenizer")
     _report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
 
@@ -317,8 +328,10 @@ def _held_out_loss(lm_dir: Path, held_out: Any, tokenizer: SpeechTokenizer) -> d
     return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}
 
 
-def _model(kind: str) -> Any:
-    return defaults.PLAIN if kind == "plain" else defaults.LATENT
+def _model(
+    kind: str, preset: str = "toy", text_path: Literal["decoder", "bypass"] = "decoder"
+) -> PlainLMConfig | LatentLMConfig:
+    return presets.plain(preset) if kind == "plain" else replace(presets.latent(preset), text_path=text_path)
 
 
 def _folder(key: str, value: str) -> Path:
