@@ -68,7 +68,7 @@ class CTCAligner:
         """
         emitter = self.emitter
         words = split_words(text)
-        spelling = emitter.spell([spoken_form(word) for word in words])
+        spelling = emitter.spell([spoken_form(word.replace("’", "'")) for word in words])
         spelled_W = np.isin(np.arange(len(words)), spelling.word_L)
         if not spelled_W.any():
             raise ValueError(
@@ -188,7 +188,6 @@ def _mean_probability(
 
 
 WINDOW_S, CONTEXT_S = 30.0, 2.0  # of a Wav2Vec2 window, both sides' context included
-APOSTROPHES = "'’"
 
 
 class Wav2Vec2Emitter:
@@ -259,7 +258,7 @@ class Wav2Vec2Emitter:
                 found = self.delimiter
             if found is not None:
                 ids.append(found)
-            elif letter != " " and letter not in APOSTROPHES:
+            elif letter not in " '":
                 return []
         return ids
 

@@ -101,7 +101,9 @@ class CharacterCTC(nn.Module):
                 f"{wav_BS.shape[1] // FRAME_SAMPLES} frames exceed max_frames={self.window_frames}; "
                 "long audio is aligned through CTCAligner"
             )
-        lower_BFD, _ = self.encoder.lower(self.encoder.stem(self.log_mel(wav_BS)), num_frames_B)
+        # A frame of silence behind the clip: its last frame then hears the same alone as in a longer batch.
+        stem_BFD = self.encoder.stem(self.log_mel(nn.functional.pad(wav_BS, (0, FRAME_SAMPLES))))[:, :-1]
+        lower_BFD, _ = self.encoder.lower(stem_BFD, num_frames_B)
         return self.encoder.upper(lower_BFD, num_frames_B), num_frames_B
 
     @torch.no_grad()
@@ -112,8 +114,14 @@ class CharacterCTC(nn.Module):
         return self.ctc.proj(states_BFD)[0].float().log_softmax(-1)
 
     def spell(self, words: Sequence[str]) -> Spelling:
-        """Words in spoken form -> their bytes, each word with a separator in front, as in training."""
-        known = [word if set(word) - {" "} <= set(self.config.alphabet) else "" for word in words]
+        """Words in spoken form -> their bytes, each word with a separator in front, as in training.
+
+        An apostrophe that the alphabet lacks is left out; any other such character leaves the word unspelled.
+        """
+        letters = set(self.config.alphabet) | {" "}
+        if "'" not in letters:
+            words = [word.replace("'", "") for word in words]
+        known = [word if set(word) <= letters else "" for word in words]
         return spell_pieces(self.text_tokenizer, known, separated=True)
 
     def save(self, folder: Path) -> None:
