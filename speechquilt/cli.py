@@ -34,6 +34,12 @@ A setting is key=value, a.b=value for one inside another; `speechquilt train REC
 Every command skips what is already complete and continues what was interrupted.
 """
 
+TOKENIZE_EPILOG = """\
+Transcripts come from x.txt beside x.wav, or from metadata.jsonl / .csv (file_name, text, words). What has one also becomes ASR
+and TTS pairs, what has word times becomes spoken texts for parallel interleaving. Recordings that cannot be used are counted in
+speech/rejects.jsonl with their reasons. The same command goes on after a kill; docs/how-to/tokenize.md tells more.
+"""
+
 EXPORT_EPILOG = """\
 The folder loads with transformers' AutoModelForCausalLM and AutoTokenizer and gives the logits of the run. Ids are
 text | special | speech; README.md in the folder has the numbers. A prompt is written in full, because the tokenizer adds nothing:
@@ -85,14 +91,28 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("name", choices=["patching"], help="patching: how to group speech tokens")
     _add_settings(study)
 
-    train = add("train", _train, "train one model: tokenizer, text_to_token or lm")
-    train.add_argument("recipe", choices=["tokenizer", "text_to_token", "lm"])
+    train = add("train", _train, "train one model: tokenizer, text_to_token, entropy (for entropy patching) or lm")
+    train.add_argument("recipe", choices=["tokenizer", "text_to_token", "entropy", "lm"])
     _add_settings(train)
 
-    tokenize = add("tokenize", _tokenize, "audio with transcripts -> shards of speech documents")
-    tokenize.add_argument("input", type=Path, help="folder of audio (x.wav beside x.txt, or metadata.jsonl / .csv)")
+    tokenize = add("tokenize", _tokenize, "audio of any amount, length and rate -> shards of speech documents")
+    tokenize.epilog = TOKENIZE_EPILOG
+    tokenize.add_argument(
+        "input", type=Path, help="folder of audio, or a .jsonl or .parquet table with a column `path`"
+    )
     tokenize.add_argument("output", type=Path, help="folder of shards to make")
-    tokenize.add_argument("--tokenizer", type=Path, required=True, help="run folder of a trained speech tokenizer")
+    tokenize.add_argument("--tokenizer", type=Path, required=True, help="run folder, or folder of a released tokenizer")
+    tokenize.add_argument("--workers", type=int, help="processes (default: one for each GPU, else for each core)")
+    tokenize.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    tokenize.add_argument("--batch-seconds", type=float, help="audio in one forward pass (default 60, on a GPU 1920)")
+    tokenize.add_argument("--max-seconds", type=float, default=float("inf"), help="reject longer recordings")
+    tokenize.add_argument("--files-per-shard", type=int, default=1000, help="size of a task (default 1000)")
+    tokenize.add_argument("--readers", type=int, default=2, help="reading threads of each worker (default 2)")
+    tokenize.add_argument("--max-reject-ratio", type=float, default=0.1, help="fail above this share (default 0.1)")
+    tokenize.add_argument("--executor", choices=["local", "slurm", "ray"], default="local", help="where tasks run")
+    tokenize.add_argument(
+        "--cluster", action="append", default=[], metavar="KEY=VALUE", help="setting of the executor; may be repeated"
+    )
 
     interleave = add("interleave", _interleave, "plain text -> shards of synthetic interleaved documents")
     interleave.add_argument("corpus", type=Path, help="folder of .txt/.md, a .jsonl or .parquet with a text column")
@@ -148,11 +168,12 @@ def _study(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import own
+    from speechquilt.recipes import entropy, own
 
     recipes = {
         "tokenizer": (own.TokenizerRun, own.run_tokenizer),
         "text_to_token": (own.TextToTokenRun, own.run_text_to_token),
+        "entropy": (entropy.EntropyRun, entropy.run),
         "lm": (own.LMTraining, own.run_lm),
     }
     _run_with_settings(*recipes[arguments.recipe], arguments)
@@ -171,9 +192,22 @@ def _run_with_settings(config_class: Any, run: Any, arguments: argparse.Namespac
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import own
+    from speechquilt.recipes import tokenize
 
-    own.tokenize(arguments.input, arguments.output, arguments.tokenizer)
+    tokenize.tokenize(
+        arguments.input,
+        arguments.output,
+        arguments.tokenizer,
+        workers=arguments.workers,
+        device=arguments.device,
+        batch_seconds=arguments.batch_seconds,
+        max_seconds=arguments.max_seconds,
+        files_per_shard=arguments.files_per_shard,
+        readers=arguments.readers,
+        max_reject_ratio=arguments.max_reject_ratio,
+        executor=arguments.executor,
+        cluster=arguments.cluster,
+    )
 
 
 def _interleave(arguments: argparse.Namespace) -> None:
