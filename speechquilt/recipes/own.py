@@ -177,7 +177,7 @@ def run_tokenizer(settings: TokenizerRun) -> None:
     make_folder(Path(settings.run_dir))
     texts = TextTokenizer.train([u.text for u in corpus.sentences], settings.recipe.model.text_vocab_size)
     found = train_tokenizer(settings.recipe, texts, corpus.sentences, corpus.held_out, Path(settings.run_dir))
-    _report(found, Path(settings.run_dir), f"speechquilt tokenize AUDIO SHARDS --tokenizer {settings.run_dir}")
+    report(found, Path(settings.run_dir), f"speechquilt tokenize AUDIO SHARDS --tokenizer {settings.run_dir}")
 
 
 def run_text_to_token(settings: TextToTokenRun) -> None:
@@ -187,14 +187,12 @@ def run_text_to_token(settings: TextToTokenRun) -> None:
     make_folder(Path(settings.run_dir))
     held_out = [u.text for u in corpus.held_out]
     found = train_text_to_token(settings.recipe, tokenizer, corpus.sentences, held_out, Path(settings.run_dir))
-    _report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
+    report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
 
 
 def run_lm(settings: LMTraining) -> None:
     """`speechquilt train lm`."""
-    if not settings.shards:
-        raise ValueError('shards is empty; name at least one, for example shards=\'{"speech": "shards/speech"}\'')
-    tokenizer = SpeechTokenizer.load(_folder("tokenizer", settings.tokenizer))
+    tokenizer, shards = tokenizer_and_shards(settings.tokenizer, settings.shards)
     recipe = LMRecipe(
         model=_model(settings.kind, settings.preset, settings.text_path),
         warm_start=settings.warm_start,
@@ -208,12 +206,11 @@ def run_lm(settings: LMTraining) -> None:
     )
     folder = Path(settings.run_dir)
     make_folder(folder)
-    shards = {source: Path(path) for source, path in settings.shards.items()}
     found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
     if distributed.rank() != 0:
         return
     tokenizer.save(folder / "tokenizer")
-    _report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
+    report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
 
 
 def tokenize(input: Path, output: Path, tokenizer: Path) -> None:
@@ -232,7 +229,7 @@ def interleave(corpus: Path, output: Path, text_to_token: Path, *, passes: int, 
     rejects = [item for item in texts if isinstance(item, Reject)]
     settings = InterleaveConfig(ratio=ratio, seed=seed)
     found = _interleaved_shards(good, text_to_token, output, settings, passes, rejects)
-    _report(found, output, f"speechquilt inspect {output}")
+    report(found, output, f"speechquilt inspect {output}")
 
 
 def evaluate(lm: Path, items: Path, out: Path | None) -> None:
@@ -334,12 +331,20 @@ def _model(
     return presets.plain(preset) if kind == "plain" else replace(presets.latent(preset), text_path=text_path)
 
 
+def tokenizer_and_shards(tokenizer: str, shards: dict[str, str]) -> tuple[SpeechTokenizer, dict[str, Path]]:
+    """What every training on shards needs. Raises ValueError when the settings do not name it."""
+    if not shards:
+        raise ValueError('shards is empty; name at least one, for example shards=\'{"speech": "shards/speech"}\'')
+    return SpeechTokenizer.load(_folder("tokenizer", tokenizer)), {s: Path(path) for s, path in shards.items()}
+
+
 def _folder(key: str, value: str) -> Path:
     if not value:
         raise ValueError(f"{key} is not set; give {key}=FOLDER")
     return Path(value)
 
 
-def _report(found: dict[str, Any], folder: Path, following: str) -> None:
+def report(found: dict[str, Any], folder: Path, following: str) -> None:
+    """The clear end of a command: what was found, what was made, what to run next."""
     print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
     print(f"\nmade     {folder}\nnext     {following}")

@@ -13,8 +13,10 @@ from speechquilt import config
 from speechquilt.data.pack import PackConfig
 from speechquilt.evals.scorer import Request
 from speechquilt.model import folder as model_folder
+from speechquilt.model.entropy import EntropyConfig
 from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.recipes.entropy import SETTINGS, EntropyRun, train_entropy
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
 from speechquilt.train.trainer import TrainConfig
 from tests.parity.tiny_checkpoints import saved
@@ -68,6 +70,20 @@ def test_a_base_without_the_bypass_is_refused():
     with pytest.raises(ValueError, match="text_path=bypass"):
         replace(RECIPE, warm_start="base")
     replace(RECIPE, model=PLAIN, patcher=PatcherConfig(kind="none"), warm_start="base")
+
+
+def test_an_entropy_model_is_trained_calibrated_and_used(shards, tmp_path):  # noqa: F811
+    settings = EntropyRun(
+        patch_size=2.5, max_patch_size=8, pack=RECIPE.pack, train=replace(RECIPE.train, steps=30), run_dir="unused"
+    )
+    spoken = {name: path for name, path in shards.items() if name != "text"}
+    train_entropy(settings, spoken, TOKENIZER, tmp_path / "entropy")
+    patching = config.load(EntropyConfig, tmp_path / "entropy" / SETTINGS)
+    recipe = replace(RECIPE, patcher=PatcherConfig(kind="entropy", entropy=patching))
+    found = train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
+    assert found["lm.lm.patch_size"] == pytest.approx(2.5, rel=0.15)  # on other documents than it was calibrated on
+    scorer, _ = load_scorer(tmp_path / "run")  # entropy patches are causal: the model can speak
+    assert len(scorer.generate([(text("balon"),)], "speech", 12)[0]) <= 12
 
 
 if __name__ == "__main__":
