@@ -207,10 +207,10 @@ def run_lm(settings: LMTraining) -> None:
     folder = Path(settings.run_dir)
     make_folder(folder)
     found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
-    if distributed.rank() != 0:
-        return
-    tokenizer.save(folder / "tokenizer")
-    report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
+    if distributed.rank() == 0:
+        tokenizer.save(folder / "tokenizer")
+        report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
+    distributed.stop()
 
 
 def tokenize(input: Path, output: Path, tokenizer: Path) -> None:
