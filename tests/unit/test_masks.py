@@ -29,6 +29,7 @@ from speechquilt.nn.attention import (
 from speechquilt.nn.llama import LlamaConfig
 from tests.dummies import VOCAB, make_batch, random_laid_out
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 BLOCK = 128  # FlexAttention's block of queries and keys; lengths on both sides of it
 HEADS, HEAD_WIDTH = 4, 16
 
