@@ -43,13 +43,13 @@ def read_utterances(folder: Path, *, need_text: bool = True) -> Iterator[Utteran
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give a folder of audio files with transcripts")
-    rows = list(_metadata_rows(folder))
+    rows = list(metadata_rows(folder))
     if not rows:
         raise ValueError(
             f"{folder} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no metadata.jsonl or metadata.csv"
         )
     for row in rows:
-        yield _read_utterance(folder, row, need_text)
+        yield read_row(folder, row, need_text)
 
 
 def read_texts(path: Path) -> Iterator[TextDocument | Reject]:
@@ -66,7 +66,8 @@ def read_texts(path: Path) -> Iterator[TextDocument | Reject]:
         raise FileNotFoundError(f"{path} does not exist; give a text file or a folder of them")
 
 
-def _metadata_rows(folder: Path) -> Iterator[dict[str, Any]]:
+def metadata_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a folder says of each recording before any is decoded: `file_name`, `text`, and whatever else its table has."""
     if (folder / "metadata.jsonl").is_file():
         for line in (folder / "metadata.jsonl").read_text().splitlines():
             if line.strip():
@@ -81,7 +82,8 @@ def _metadata_rows(folder: Path) -> Iterator[dict[str, Any]]:
             yield {"file_name": str(path.relative_to(folder)), "text": text}
 
 
-def _read_utterance(folder: Path, row: dict[str, Any], need_text: bool) -> Utterance | Reject:
+def read_row(folder: Path, row: dict[str, Any], need_text: bool) -> Utterance | Reject:
+    """Decode one row of `metadata_rows`."""
     name = row.get("file_name") or ""
     text = (row.get("text") or row.get("transcription") or "").strip()
     if not name:
