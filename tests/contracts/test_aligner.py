@@ -138,7 +138,7 @@ def trained(speech: tuple[list[Utterance], list[Utterance]], tmp_path_factory: p
     return folder
 
 
-def test_five_seconds_of_training_find_words_to_40_ms(
+def test_two_hundred_steps_find_words_to_40_ms(
     trained: Path, speech: tuple[list[Utterance], list[Utterance]]
 ) -> None:
     aligner = load_aligner(trained)
