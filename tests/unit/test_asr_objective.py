@@ -47,6 +47,19 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_codebook_use_is_that_of_valid_tokens_and_of_the_running_counts() -> None:
+    model = SpeechTokenizerConfig(**CONFIG, vq_restart_threshold=0.5).build().eval()
+    batch = tones(5, 3)
+    ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)
+    model.quantizer.ema_count_K[:] = torch.tensor([3.0] * 10 + [0.1] * 6)  # mean 1.9
+    _, _, scalars = asr_objective(model, batch)
+    assert num_tokens_B.min() < ids_BT.shape[1]  # there is padding
+    assert scalars["codes"] == len({i for row, n in zip(ids_BT.tolist(), num_tokens_B.tolist()) for i in row[:n]})
+    assert scalars["dead"] == 6
+    assert 10 < scalars["perplexity"] < 11
+    assert scalars["codes_weight"] == scalars["dead_weight"] == scalars["perplexity_weight"] == 1
+
+
 def error_rate(model: SpeechTokenizer, batch: AudioBatch) -> float:
     """Share of rows that the CTC head does not read exactly from their tokens."""
     ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)
@@ -61,7 +74,7 @@ def test_tokens_learn_to_carry_the_text() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(120):
         loss, weight, scalars = asr_objective(model, tones(12, step))
-        assert (scalars["codes"] > 0) == (step >= 60)
+        assert (scalars["codes"] > 0) == (scalars["perplexity"] > 0) == (step >= 60)
         (loss / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,0 +1,74 @@
+"""SpecAugment: bands of time and frequency of the log-mel are hidden in training (Park et al., 2019), off in the paper's recipe.
+
+Place in the pipeline: layer 3; `objectives/asr.py` puts it behind the tokenizer's own features, the model knows nothing of it.
+Trap: masks are drawn from torch's global CPU generator, which the trainer seeds per rank and every checkpoint holds, so a
+resumed run draws what the killed one would have. Two ranks therefore draw other masks than one.
+
+Axis letters: B rows, M mel bins, F frames (10 ms), N masks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+HIDDEN = 0.0  # the middle of Whisper's scaled log-mel; transformers hides with the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugmentConfig:
+    """Each row gets `time_masks` of 0 to `time_frames` frames, at most `time_share` of it each, and `mel_masks` of 0 to
+    `mel_bins` bins. The defaults are LibriSpeech's "LD" policy with its `time_share` of 1."""
+
+    time_masks: int = 2
+    time_frames: int = 100
+    time_share: float = 1.0
+    mel_masks: int = 2
+    mel_bins: int = 27
+
+    def __post_init__(self) -> None:
+        for key in ("time_masks", "time_frames", "mel_masks", "mel_bins"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 0; 0 masks nothing")
+        if not 0.0 < self.time_share <= 1.0:
+            raise ValueError(
+                f"time_share={self.time_share} must lie in 0..1, the largest share of a clip that is hidden"
+            )
+
+    def build(self) -> "SpecAugment":
+        return SpecAugment(self)
+
+
+class SpecAugment:
+    """`mel_BMF` -> the same with masks; draws on the CPU, so that every device hides the same."""
+
+    def __init__(self, config: SpecAugmentConfig) -> None:
+        self.config = config
+
+    def __call__(self, mel_BMF: torch.Tensor) -> torch.Tensor:
+        """A new tensor; a gradient does not pass through what is hidden."""
+        rows, bins, frames = mel_BMF.shape
+        c = self.config
+        longest = min(c.time_frames, int(c.time_share * frames))
+        hidden_BF = _bands(rows, c.time_masks, longest, frames).to(mel_BMF.device)
+        hidden_BM = _bands(rows, c.mel_masks, min(c.mel_bins, bins), bins).to(mel_BMF.device)
+        return mel_BMF.masked_fill(hidden_BF[:, None, :] | hidden_BM[:, :, None], HIDDEN)
+
+    @contextmanager
+    def behind(self, features: nn.Module) -> Iterator[None]:
+        """Inside, what `features` returns is masked."""
+        handle = features.register_forward_hook(lambda module, arguments, mel_BMF: self(mel_BMF))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _bands(rows: int, masks: int, widest: int, length: int) -> torch.Tensor:
+    """`[rows, length]` bool, True inside any of `masks` bands of 0 to `widest`, anywhere in the length."""
+    width_BN = torch.randint(0, widest + 1, (rows, masks))
+    start_BN = (torch.rand(rows, masks) * (length - width_BN + 1)).floor().long()
+    at_L = torch.arange(length)[:, None]
+    return ((at_L >= start_BN[:, None]) & (at_L < (start_BN + width_BN)[:, None])).any(-1)
