@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from speechquilt.tokenizer import load
+from speechquilt.tokenizer import hubert, load
 from speechquilt.tokenizer.hubert import HubertUnits
 from tests.parity import tiny_tokenizers
 from tests.parity.tiny_tokenizers import noise
@@ -86,6 +86,14 @@ def test_long_audio_is_windows_with_margins(tmp_path: Path) -> None:
     ids_T = units(tokenizer, wav_S)
     assert torch.equal(ids_T, torch.cat(parts))
     assert not torch.equal(ids_T, expected(tmp_path, model, wav_S, 2)), "the margin must matter in this test"
+
+
+def test_passes_of_few_windows_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_tokenizers.hubert(tmp_path)
+    tokenizer, wav_BS = load(tmp_path), torch.stack([noise(5, 6.0), noise(6, 6.0)])
+    whole_BT, _ = tokenizer.encode(wav_BS, torch.tensor([96_000, 90_000]))
+    monkeypatch.setattr(hubert, "WINDOWS_PER_PASS", 2)
+    assert torch.equal(tokenizer.encode(wav_BS, torch.tensor([96_000, 90_000]))[0], whole_BT)
 
 
 def test_the_fingerprint_covers_weights_centroids_and_settings(tmp_path: Path) -> None:
