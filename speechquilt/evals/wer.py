@@ -1,11 +1,12 @@
-"""Word error rate: how many words of a transcript are wrong, missing or too many.
+"""Word and character error rates: how many words or characters of a transcript are wrong, missing or too many.
 
 Place in the pipeline: scores the speech tokenizer (its ASR head), the text-to-token model (its tokens read back) and
 spoken answers. Both sides are compared as `text.spoken_form`.
-Trap: the rate of a set is total errors over total reference words, not the mean of the rates of its sentences.
+Trap: the rate of a set is total errors over total reference words, not the mean of the rates of its sentences. Scripts
+without spaces have a single word per sentence; character errors, which ignore spaces, are for them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,13 @@ from speechquilt.text import spoken_form
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordErrors:
-    """Error counts against `words` reference words; `+` adds the counts of two sets."""
+class EditErrors:
+    """Error counts against `length` words or characters of reference; `+` adds the counts of two sets."""
 
     substitutions: int = 0
     insertions: int = 0
     deletions: int = 0
-    words: int = 0
+    length: int = 0
 
     @property
     def errors(self) -> int:
@@ -28,29 +29,50 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Errors per reference word, above 1 when a transcript babbles. Raises ValueError without reference words."""
-        if not self.words:
-            raise ValueError("a word error rate needs reference words; every reference text is empty")
-        return self.errors / self.words
+        """Errors per unit of reference, above 1 when a transcript babbles. Raises ValueError without a reference."""
+        if not self.length:
+            raise ValueError("an error rate needs reference words; every reference text is empty")
+        return self.errors / self.length
 
-    def __add__(self, other: "WordErrors") -> "WordErrors":
-        return WordErrors(
+    def __add__(self, other: "EditErrors") -> "EditErrors":
+        return EditErrors(
             substitutions=self.substitutions + other.substitutions,
             insertions=self.insertions + other.insertions,
             deletions=self.deletions + other.deletions,
-            words=self.words + other.words,
+            length=self.length + other.length,
         )
 
 
-def word_errors(reference: str, hypothesis: str) -> WordErrors:
+def word_errors(reference: str, hypothesis: str) -> EditErrors:
     """Fewest edits (Levenshtein over words) that turn the reference into the hypothesis, by kind."""
-    reference_words = spoken_form(reference).split()
-    hypothesis_words = spoken_form(hypothesis).split()
-    cost = _edit_table(reference_words, hypothesis_words)
-    i, j = len(reference_words), len(hypothesis_words)
+    return _edits(spoken_form(reference).split(), spoken_form(hypothesis).split())
+
+
+def character_errors(reference: str, hypothesis: str) -> EditErrors:
+    """The same over characters without spaces, as Chinese is scored (spec 1, 2.7)."""
+    return _edits(list(spoken_form(reference).replace(" ", "")), list(spoken_form(hypothesis).replace(" ", "")))
+
+
+def wer(pairs: Iterable[tuple[str, str]]) -> EditErrors:
+    """Counts over all (reference, hypothesis) pairs; `.rate` is the word error rate of the set."""
+    return _total(word_errors, pairs)
+
+
+def cer(pairs: Iterable[tuple[str, str]]) -> EditErrors:
+    """Counts over all (reference, hypothesis) pairs; `.rate` is the character error rate of the set."""
+    return _total(character_errors, pairs)
+
+
+def _total(errors: Callable[[str, str], EditErrors], pairs: Iterable[tuple[str, str]]) -> EditErrors:
+    return sum((errors(reference, hypothesis) for reference, hypothesis in pairs), EditErrors())
+
+
+def _edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditErrors:
+    cost = _edit_table(reference, hypothesis)
+    i, j = len(reference), len(hypothesis)
     substitutions = insertions = deletions = 0
     while i or j:
-        different = int(bool(i and j) and reference_words[i - 1] != hypothesis_words[j - 1])
+        different = int(bool(i and j) and reference[i - 1] != hypothesis[j - 1])
         if i and j and cost[i, j] == cost[i - 1, j - 1] + different:
             substitutions += different
             i, j = i - 1, j - 1
@@ -60,20 +82,13 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
         else:
             insertions += 1
             j -= 1
-    return WordErrors(
-        substitutions=substitutions, insertions=insertions, deletions=deletions, words=len(reference_words)
-    )
+    return EditErrors(substitutions=substitutions, insertions=insertions, deletions=deletions, length=len(reference))
 
 
-def wer(pairs: Iterable[tuple[str, str]]) -> WordErrors:
-    """Counts over all (reference, hypothesis) pairs; `.rate` is the word error rate of the set."""
-    return sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), WordErrors())
-
-
-def _edit_table(reference: list[str], hypothesis: list[str]) -> np.ndarray:
-    """`cost[i, j]`: fewest edits between the first i reference and the first j hypothesis words. Each row is one numpy
+def _edit_table(reference: Sequence[str], hypothesis: Sequence[str]) -> np.ndarray:
+    """`cost[i, j]`: fewest edits between the first i units of reference and the first j of hypothesis. Each row is one numpy
     expression: deletions and substitutions first, then insertions as a running minimum of cost - j."""
-    ids = {word: k for k, word in enumerate(dict.fromkeys(reference + hypothesis))}
+    ids = {word: k for k, word in enumerate(dict.fromkeys([*reference, *hypothesis]))}
     hypothesis_J = np.array([ids[w] for w in hypothesis], dtype=np.int64)
     columns = np.arange(len(hypothesis) + 1)
     cost = np.zeros((len(reference) + 1, len(hypothesis) + 1), dtype=np.int64)

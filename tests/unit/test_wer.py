@@ -1,10 +1,10 @@
-"""Word error rate: known cases and properties of an edit distance."""
+"""Word and character error rates: known cases and properties of an edit distance."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.evals.wer import WordErrors, wer, word_errors
+from speechquilt.evals.wer import EditErrors, cer, character_errors, wer, word_errors
 
 sentences = st.lists(st.sampled_from(["a", "b", "c", "dog"]), max_size=8).map(" ".join)
 
@@ -26,7 +26,7 @@ sentences = st.lists(st.sampled_from(["a", "b", "c", "dog"]), max_size=8).map(" 
 def test_known_cases(reference, hypothesis, counts):
     errors = word_errors(reference, hypothesis)
     assert (errors.substitutions, errors.insertions, errors.deletions) == counts
-    assert errors.words == len(reference.split())
+    assert errors.length == len(reference.split())
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,6 +53,21 @@ def test_rate_of_a_set_is_over_all_words():
 
 
 def test_no_reference_words():
-    assert wer([]) == WordErrors()
+    assert wer([]) == EditErrors()
     with pytest.raises(ValueError, match="reference"):
         _ = wer([("", "a")]).rate
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ab ", max_size=9), st.text("ab ", max_size=9))
+def test_characters_are_words_of_one_letter(a, b):
+    def spaced(text):
+        return " ".join(text.replace(" ", ""))
+
+    assert character_errors(a, b) == word_errors(spaced(a), spaced(b))
+
+
+def test_character_errors_ignore_spaces_and_know_chinese():
+    assert cer([("今天天气很好", "今天 天汽很好。")]).rate == pytest.approx(1 / 6)
+    assert cer([("to gether", "together")]).rate == 0
+    assert wer([("今天天气很好", "今天天汽很好")]).rate == 1.0
