@@ -29,12 +29,12 @@ _SIZES = {  # our fields and their keys in config.json
     "max_frames": "max_source_positions",
     "codebook_size": MARK,
 }
-_RULES = {  # variants of their code that were not released and that we do not compute
-    "pooling_type": "avg",
-    "encoder_causal_convolution": True,
-    "encoder_causal_attention": False,
-    "quantize_causal_encoder": False,
-    "activation_function": "gelu",
+_RULES = {  # key: what it must be, and what their code takes when it is missing
+    "pooling_type": ("avg", "max"),
+    "encoder_causal_convolution": (True, False),
+    "encoder_causal_attention": (False, False),
+    "quantize_causal_encoder": (False, False),
+    "activation_function": ("gelu", "gelu"),
 }
 
 
@@ -56,9 +56,9 @@ def load_glm4_voice(folder: Path) -> TokenEncoder:
 
 
 def _config(hf: dict[str, Any]) -> TokenEncoderConfig:
-    for key, rule in _RULES.items():
-        if hf.get(key, rule) != rule:
-            raise ValueError(f"{key}={hf[key]!r} in config.json must be {rule!r}, as in the released tokenizer")
+    for key, (rule, missing) in _RULES.items():
+        if (value := hf.get(key, missing)) != rule:
+            raise ValueError(f"{key}={value!r} in config.json must be {rule!r}, as in the released tokenizer")
     for key in _SIZES.values():
         if not isinstance(hf.get(key), int):
             raise ValueError(f"config.json has {key}={hf.get(key)!r}; a whole number is expected, restore the file")

@@ -173,6 +173,14 @@ def test_other_variants_are_refused(tmp_path: Path, weights: dict[str, Tensor], 
         load(write_glm4_voice(tmp_path, GLM4_CONFIG | {key: value}, weights))
 
 
+def test_a_missing_key_means_what_it_means_to_them(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    config = {key: value for key, value in GLM4_CONFIG.items() if key != "pooling_type"}
+    with pytest.raises(ValueError, match="pooling_type='max'"):
+        load(write_glm4_voice(tmp_path, config, weights))
+    config = {k: v for k, v in GLM4_CONFIG.items() if k not in ("activation_function", "quantize_causal_encoder")}
+    assert load(write_glm4_voice(tmp_path, config, weights)).vocab_size == 24
+
+
 def test_damaged_folders_say_what_is_wrong(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     folder = write_glm4_voice(tmp_path, GLM4_CONFIG, weights)
     path = folder / "model.safetensors"
