@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("name", choices=["patching"], help="patching: how to group speech tokens")
     _add_settings(study)
 
+    plan = add("plan", _plan, "what a run of the papers' size costs: tokens, GPU-hours, storage, memory, time")
+    plan.add_argument("recipe", help="lst_1b, interleaved_1b or interleaved_9b")
+    plan.add_argument("--gpus", type=int, default=8)
+    plan.add_argument("--gpu", default="h100", help="a100, h100, h200 or b200 (default h100)")
+    plan.add_argument("--mfu", type=float, default=0.5, help="share of the bfloat16 peak that training reaches (0.5)")
+    plan.add_argument("--json", action="store_true", help="for machines")
+
     train = add("train", _train, "train one model: tokenizer, text_to_token, entropy (for entropy patching) or lm")
     train.add_argument("recipe", choices=["tokenizer", "text_to_token", "entropy", "lm"])
     _add_settings(train)
@@ -165,6 +172,12 @@ def _study(arguments: argparse.Namespace) -> None:
     from speechquilt.recipes import patching
 
     _run_with_settings(patching.PatchingConfig, patching.study, arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import plan
+
+    plan.show(arguments.recipe, arguments.gpus, arguments.gpu, arguments.mfu, arguments.json)
 
 
 def _train(arguments: argparse.Namespace) -> None:
