@@ -203,7 +203,7 @@ def _table(path: Path) -> Iterator[BulkItem]:
     rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
     for number, row in enumerate(rows(path)):
         name = row.get("path") or row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str):
+        if not (isinstance(name, str) and name):
             yield {"id": f"{path.name}:{number}", "reject": "row without a path"}
             continue
         text = row.get("text") or row.get("transcription") or ""

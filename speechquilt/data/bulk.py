@@ -294,7 +294,7 @@ class _Progress:
         """All that was done since the start of this run."""
         new, self.items, self.amount = items - self.items, items, amount
         seconds = max(1e-3, time.monotonic() - self.begin)
-        self.bar.set_postfix_str(f"{amount / seconds:.0f} {self.unit} per s", refresh=False)
+        self.bar.set_postfix_str(f"{amount / seconds:.3g} {self.unit} per s", refresh=False)
         self.bar.update(new)
 
 
