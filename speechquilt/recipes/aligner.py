@@ -41,7 +41,7 @@ class AlignerRecipe:
 
     model: CharacterCTCConfig = CharacterCTCConfig(alphabet="")
     train: TrainConfig = TrainConfig(
-        steps=600,
+        steps=400,
         lr=2e-3,
         warmup_steps=50,
         min_lr_ratio=0.05,
