@@ -19,7 +19,8 @@ def inspect(path: Path, samples: int) -> None:
     folder = open_shards(path)
     info = folder.info
     print(f"{path}: {len(folder)} documents, made by {info.made_by}")
-    print(f"text tokenizer {info.text_fingerprint} ({info.num_text} ids), speech tokenizer {info.speech_fingerprint}")
+    text = f"{info.text_fingerprint} ({info.num_text} ids)" if info.text_fingerprint else "that of the run"
+    print(f"text tokenizer {text}, speech tokenizer {info.speech_fingerprint}")
     if rejects := folder.manifest["rejects"]:
         print(f"rejects {rejects}")
     documents = [_whole(folder[i]) for i in range(len(folder))]
