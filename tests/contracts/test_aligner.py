@@ -138,9 +138,7 @@ def trained(speech: tuple[list[Utterance], list[Utterance]], tmp_path_factory: p
     return folder
 
 
-def test_two_hundred_steps_find_words_to_40_ms(
-    trained: Path, speech: tuple[list[Utterance], list[Utterance]]
-) -> None:
+def test_two_hundred_steps_find_words_to_40_ms(trained: Path, speech: tuple[list[Utterance], list[Utterance]]) -> None:
     aligner = load_aligner(trained)
     found = measure_aligner(aligner, speech[1])
     assert found["aligner.boundary_error_median_s"] <= GOAL_S
@@ -201,6 +199,19 @@ def test_a_clip_sounds_the_same_in_a_padded_batch() -> None:
         log_p_BFV = model.ctc.proj(states_BFD).log_softmax(-1)
     for b, wav_S in enumerate(wavs):
         torch.testing.assert_close(log_p_BFV[b, : num_frames_B[b]], model.emit(wav_S), atol=1e-4, rtol=0)
+
+
+def test_ids_belong_to_their_words() -> None:
+    """Character encoder: the space in front of a word is nobody's. Tokenizer: it is part of the piece."""
+    model = CharacterCTCConfig(alphabet="abc'").build()
+    spelling = model.spell(["ab", "12", "c's", "c b"])
+    assert model.text_tokenizer.decode(spelling.ids_L) == "ab c b"
+    assert spelling.word_L.tolist() == [-1, 0, 0, -1, 3, 3, 3]
+    text = TextTokenizer.train(["cat cat cat dogs"] * 9, 259)
+    tokenizer = SpeechTokenizerConfig(text_vocab_size=text.size, width=32, num_heads=2).build(text).eval()
+    spelling = TokenizerEmitter(tokenizer).spell(["cat", "", "at"])
+    assert text.decode(spelling.ids_L) == "cat at"
+    assert set(spelling.word_L.tolist()) == {0, 2}
 
 
 def test_the_tokenizers_head_reads_what_the_aligner_hears() -> None:
