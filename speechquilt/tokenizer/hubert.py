@@ -117,7 +117,8 @@ class HubertUnits(nn.Module):
 
         The units of all steps together are those of `encode` on the whole audio; `final` flushes the rest.
         """
-        return windows.step(self.rule, self.token_samples, self._alone, wav_S, state, final)
+        device = self.centroids_KD.device
+        return windows.step(self.rule, self.token_samples, self._alone, wav_S, state, final, device)
 
     def read_back(self, tokens: Sequence[np.ndarray]) -> list[str]:
         """Always a ValueError: units have no ASR half."""

@@ -100,7 +100,7 @@ class TokenEncoder(nn.Module):
         if isinstance(state, streaming.StreamState):
             return streaming.step(self, wav_S, state, final)
         rule = windows.WindowRule(core=self.window_samples // self.token_samples)
-        return windows.step(rule, self.token_samples, self._encode_alone, wav_S, state, final)
+        return windows.step(rule, self.token_samples, self._encode_alone, wav_S, state, final, self.device)
 
     def read_back(self, tokens: Sequence[np.ndarray]) -> list[str]:
         """Always a ValueError: a released tokenizer has no ASR half."""

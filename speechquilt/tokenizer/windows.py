@@ -64,15 +64,16 @@ def step(
     wav_S: torch.Tensor,
     state: WindowState,
     final: bool,
+    device: torch.device,
 ) -> tuple[torch.Tensor, WindowState]:
     """New samples -> the tokens of every window that is now complete, and the new state.
 
-    `encode_S` turns one window's samples into all of its tokens, int64 `[T]`. Raises ValueError on audio that is not 1-D,
-    float and finite.
+    `encode_S` turns one window's samples into all of its tokens, int64 `[T]` on `device`. Raises ValueError on audio that
+    is not 1-D, float and finite.
     """
     check_samples(wav_S)
     waiting_S, first = torch.cat([state.wav_S, wav_S.to(device="cpu", dtype=torch.float32)]), state.first
-    ids = [torch.zeros(0, dtype=torch.long)]
+    ids = [torch.zeros(0, dtype=torch.long, device=device)]
     while True:
         start = max(first - rule.margin, 0)
         stop = first + rule.core + rule.margin
@@ -81,7 +82,7 @@ def step(
         if not complete and not (final and num_known > first):
             break
         window = rule.window(first, stop if complete else num_known)
-        ids_T = encode_S(waiting_S[: (window.stop - window.start) * token_samples]).cpu()
+        ids_T = encode_S(waiting_S[: (window.stop - window.start) * token_samples])
         ids.append(ids_T[window.first - window.start : window.last - window.start])
         first = window.last
         waiting_S = waiting_S[(max(first - rule.margin, 0) - start) * token_samples :]
