@@ -1,0 +1,191 @@
+"""The tokenizer's recipes: measuring on the way changes nothing, real corpora train end to end, costs are counted right."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from speechquilt import audio
+from speechquilt import config as configs
+from speechquilt.recipes import tokenizer as recipes
+from speechquilt.recipes import tokenizer_presets as presets
+from speechquilt.recipes.tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
+from speechquilt.recipes.tokenizer_corpora import CorporaRun, SpeechSource, preset_run, train_on_corpora
+from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.train.objectives.asr import asr_objective
+from speechquilt.train.spec_augment import SpecAugmentConfig
+from speechquilt.train.trainer import TrainConfig
+from speechquilt.types import AudioBatch, Utterance
+from tests.parity.tiny_tokenizers import whisper
+from tests.unit.test_asr_objective import CONFIG, tones
+from tests.unit.test_speech_corpora import TEXT, TEXTS, CountingCorpus, noise, write_dataset, write_folder
+
+MODEL = SpeechTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size, "max_text_ids": 64}, vq_warmup_updates=2)
+TRAIN = TrainConfig(steps=7, lr=1e-3, log_every=1, checkpoint_every=3, num_threads=1, device="cpu")
+RECIPE = TokenizerRecipe(model=MODEL, train=TRAIN, batch_seconds=3.0)
+
+
+def held_out() -> list[Utterance]:
+    return [CountingCorpus(3)[i] for i in range(3)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return SpeechTokenizer.load(folder).state_dict()
+
+
+def test_measuring_on_the_way_changes_nothing_and_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    rates = recipes.held_out_rates
+    monkeypatch.setattr(recipes, "held_out_rates", lambda *a: (measured.append(1), rates(*a))[1])
+    plain = train_tokenizer(RECIPE, TEXT, CountingCorpus(9), held_out(), tmp_path / "plain")
+    assert not measured
+    often = replace(RECIPE, evaluate_every=2, threads=1)
+    found = train_tokenizer(often, TEXT, CountingCorpus(9), held_out(), tmp_path / "often")
+    assert found == plain
+    for name, weight in weights(tmp_path / "plain").items():
+        assert torch.equal(weight, weights(tmp_path / "often")[name]), name
+    lines = read_held_out(tmp_path / "often")
+    assert [line["step"] for line in lines] == [2, 4, 6, 7]
+    assert all({"wer", "cer", "wer_attention", "cer_attention"} <= line.keys() for line in lines)
+    train_tokenizer(often, TEXT, CountingCorpus(9), held_out(), tmp_path / "often")
+    assert read_held_out(tmp_path / "often") == lines
+    assert len(measured) == 5  # only the last step's again
+
+
+def test_transcripts_come_back_in_order_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODEL.build(TEXT).eval()
+    utterances = [
+        Utterance(id=str(i), text="cat", audio=noise(s, i, rate=(16000, 8000)[i % 2]))
+        for i, s in enumerate(np.random.default_rng(0).uniform(0.3, 2.0, 7))
+    ]
+    together = recipes.transcribe(model, utterances, "attention")
+    monkeypatch.setattr(recipes, "HELD_OUT_BATCH_S", 0.5)
+    assert recipes.transcribe(model, utterances, "attention") == together
+    assert len(set(together)) > 1
+
+
+def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
+    for name in ("folder", "set", "test"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "folder")
+    write_folder(tmp_path / "test")
+    write_dataset(tmp_path / "set")  # skips here without the extra
+    import datasets
+
+    cells = [{"bytes": (tmp_path / "set" / f"{i}.flac").read_bytes(), "path": None} for i in range(len(TEXTS))]
+    table = datasets.Dataset.from_dict({"sound": cells, "said": TEXTS}).cast_column("sound", datasets.Audio())
+    table.save_to_disk(tmp_path / "disk")
+    supervised = {"kind": "folder", "path": str(tmp_path / "folder")}
+    pseudo = {"kind": "dataset", "path": str(tmp_path / "disk"), "ratio": 3, "text_column": "said"}
+    pseudo["audio_column"] = "sound"
+    recipe = replace(RECIPE, threads=2, augment=SpecAugmentConfig(time_frames=20), evaluate_every=5)
+    run = configs.override(
+        CorporaRun(recipe=recipe, run_dir=str(tmp_path / "run"), held_out_recordings=2),
+        [f"sources={json.dumps([supervised, pseudo])}", f'held_out=[{{"kind": "folder", "path": "{tmp_path}/test"}}]'],
+    )
+    found = train_on_corpora(run)
+    assert found["tokenizer.wer_n"] == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    assert len(read_held_out(tmp_path / "run")) == 2
+    model = SpeechTokenizer.load(tmp_path / "run")
+    assert model.text_tokenizer is not None
+    assert model.text_tokenizer.decode(model.text_tokenizer.encode("the cat sat")) == "the cat sat"
+
+
+def test_a_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sources and held_out need at least one corpus"):
+        train_on_corpora(CorporaRun())
+    here = SpeechSource(kind="folder", path=str(tmp_path))
+    with pytest.raises(ValueError, match="holds no audio"):
+        train_on_corpora(CorporaRun(sources=(here,), held_out=(here,), run_dir=str(tmp_path / "run")))
+    with pytest.raises(FileNotFoundError, match="give a manifest of cuts"):
+        SpeechSource(kind="cuts", path=str(tmp_path / "cuts.jsonl.gz")).open()
+    with pytest.raises(ValueError, match="did you mean large"):
+        preset_run("larg", start="")
+
+
+def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) -> None:
+    whisper(tmp_path / "whisper")
+    model = replace(MODEL, layers_below=1, max_frames=80, block_frames=16, read_back_head="attention")
+    recipe = replace(RECIPE, model=model, start=str(tmp_path / "whisper"), train=replace(TRAIN, steps=3))
+    found = train_tokenizer(recipe, None, CountingCorpus(9), held_out(), tmp_path / "run")
+    assert found["tokenizer.steps"] == 3
+    trained = SpeechTokenizer.load(tmp_path / "run")
+    assert trained.config.decoder_prompt
+    assert trained.config.layers_below == 1
+    loader = recipes.new_loader(recipe, recipes.new_model(recipe, None), CountingCorpus(1))
+    ids = loader.next_batch().text_BL[0].tolist()
+    assert trained.text_tokenizer is not None
+    assert ids == trained.text_tokenizer.encode(" the cat sat")
+    with pytest.raises(ValueError, match="needs a text tokenizer"):
+        recipes.new_model(RECIPE, None)
+
+
+def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODEL.build(TEXT)
+    alone = recipes.new_loader(RECIPE, model, CountingCorpus(30))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    second = recipes.new_loader(RECIPE, model, CountingCorpus(30))
+    for _ in range(8):
+        alone.next_batch()
+        assert torch.equal(alone.next_batch().wav_BS, second.next_batch().wav_BS)
+
+
+@pytest.mark.parametrize("name", presets.RECIPES)
+def test_shipped_sizes_build_and_survive_json(name: str) -> None:
+    run = preset_run(name, start="whisper")
+    assert configs.from_dict(CorporaRun, configs.to_dict(run)) == run
+    with torch.device("meta"):
+        model = SpeechTokenizer(run.recipe.model)
+    assert model.frame_rate == 12.5
+    assert model.vocab_size == 16384
+
+
+def test_the_large_recipe_is_the_papers() -> None:
+    train, model = presets.LARGE.train, presets.LARGE.model
+    assert (train.lr, train.beta1, train.beta2, train.weight_decay, train.clip) == (1e-5, 0.9, 0.98, 0.01, 1.0)
+    assert train.warmup_steps == pytest.approx(0.02 * train.steps, abs=1)
+    assert (train.schedule, train.min_lr_ratio) == ("cosine", 0.1)
+    clips = presets.PAPER_RANKS * train.accumulate * presets.LARGE.batch_seconds / presets.CLIP_S
+    assert clips == 4096
+    assert (model.width, model.layers_below, model.layers_above, model.num_mels) == (1280, 16, 16, 128)
+    assert presets.LARGE.augment is None
+    assert (model.vq_decay, model.commitment_weight, model.vq_restart_interval) == (0.99, 2.5, 100)
+
+
+def test_the_cost_is_audio_times_flops_over_speed() -> None:
+    found = presets.cost(presets.LARGE, ranks=presets.PAPER_RANKS)
+    assert found.audio_hours == pytest.approx(presets.PAPER_HOURS, rel=1e-3)
+    assert found.gpu_hours == pytest.approx(found.flops / (0.4 * 989e12 * 3600))
+    assert presets.cost(presets.ONE_GPU, ranks=1).gpu_hours < 24
+    assert presets.cost(presets.LARGE, ranks=1).flops * presets.PAPER_RANKS == pytest.approx(found.flops)
+
+
+@pytest.mark.parametrize("pooling", [1, 4])
+def test_flops_are_those_that_torch_counts(pooling: int) -> None:
+    """What is not a matrix product (norms, softmax, CTC's sums) is not counted; the features are subtracted."""
+    sizes = {"width": 64, "ffn_width": 96, "layers_below": 2, "layers_above": 2, "decoder_layers": 2}
+    config = SpeechTokenizerConfig(
+        **CONFIG | sizes | {"text_vocab_size": 70, "pooling": pooling, "causal": False, "max_frames": 400}
+    )
+    model = config.build().train()
+    audio_BS, length_B = torch.randn(6, 16000) * 0.1, torch.full((6,), 16000)
+    batch = AudioBatch(wav_BS=audio_BS, num_samples_B=length_B, text_BL=tones(6, 0).text_BL[:, :2])
+    # The counter knows attention only as the products it is made of.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        asr_objective(model, batch)[0].backward()
+    tokens = -(-16000 // model.token_samples)
+    mel = 2 * 2 * tokens * pooling * (audio.WINDOW // 2 + 1) * config.num_mels  # the filters, a constant matrix
+    counted = counter.get_total_flops() / 6 - mel
+    # Padded to whole tokens; the decoder reads two ids and the end.
+    seconds = tokens * model.token_samples / 16000
+    expected = seconds * presets.training_flops_per_s(config, clip_s=seconds, text_ids_per_s=3 / seconds)
+    assert counted == pytest.approx(expected, rel=0.002)
