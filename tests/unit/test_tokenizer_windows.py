@@ -1,5 +1,7 @@
 """The rule that cuts long audio: cores without gap or overlap, margins as far as the clip goes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,7 +45,7 @@ def test_stream_hands_every_window_the_samples_of_its_clip(
         for w in rule.windows(-(-num_samples // per_token))
     ]
     edges, state, ids = [0, *sorted(min(c, num_samples) for c in cuts), num_samples], WindowState(), []
-    for i, (start, stop) in enumerate(zip(edges, edges[1:])):
+    for i, (start, stop) in enumerate(itertools.pairwise(edges)):
         final = i == len(edges) - 2
         args = (wav_S[start:stop], state, final, torch.device("cpu"))
         ids_T, state = windows.step(rule, per_token, encode, *args)
