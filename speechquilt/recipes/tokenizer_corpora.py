@@ -1,20 +1,23 @@
 """Train the speech tokenizer on real corpora: folders, Hugging Face datasets and lhotse manifests, mixed at a ratio.
 
+`python -m speechquilt.recipes.tokenizer_corpora SIZE key=value ...`, also under torchrun; docs/how-to/train-a-tokenizer.md.
+
 Place in the pipeline: layer 4, over `tokenizer` (the training) and `tokenizer_presets` (sizes and their cost). Audio stays on
 disk; only the held-out recordings are decoded into memory.
 Trap: held-out recordings come from corpora of their own. A share of the training data would hold the same speakers.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from speechquilt import config as configs
 from speechquilt.config import nearest
 from speechquilt.data.corpus import Reject
 from speechquilt.data.speech_corpora import CutCorpus, DatasetCorpus, FolderCorpus, Mix, SpeechCorpus
-from speechquilt.recipes import defaults
 from speechquilt.recipes.stage import make_folder, write_json
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.recipes.tokenizer_presets import RECIPES
@@ -64,14 +67,17 @@ class CorporaRun:
     held_out: tuple[SpeechSource, ...] = ()
     held_out_recordings: int = 500
     run_dir: str = "runs/tokenizer"
-    recipe: TokenizerRecipe = defaults.TOKENIZER
+    recipe: TokenizerRecipe = RECIPES["two_cores"]
 
 
-def preset_run(name: str, *, start: str) -> CorporaRun:
-    """A run with one of the shipped sizes, from a Whisper folder. Raises ValueError naming the known ones."""
+def preset_run(name: str) -> CorporaRun:
+    """A run with one of the shipped sizes; sources and, for the large ones, `recipe.start` are still to be set.
+
+    Raises ValueError naming the known sizes.
+    """
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; {nearest(name, list(RECIPES))}")
-    return CorporaRun(recipe=replace(RECIPES[name], start=start))
+        raise ValueError(f"unknown size {name!r}; {nearest(name, list(RECIPES))}")
+    return CorporaRun(recipe=RECIPES[name])
 
 
 def train_on_corpora(run: CorporaRun) -> dict[str, Any]:
@@ -118,3 +124,18 @@ def _transcripts(corpora: Sequence[SpeechCorpus]) -> Iterator[str]:
             entry = corpus.entry(index)
             if not isinstance(entry, Reject):
                 yield spoken_form(entry.text)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`SIZE key=value ...`"""
+    if not arguments:
+        raise ValueError(f"give a size first: {', '.join(RECIPES)}")
+    name, *settings = arguments
+    try:
+        train_on_corpora(configs.override(preset_run(name), settings))
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The speech tokenizer at the paper's size and at one that a single GPU trains, with what they cost by arithmetic.
+"""The speech tokenizer at the paper's size and at one that a single GPU trains, with what they cost by arithmetic; and the toy's.
 
 Place in the pipeline: layer 4, starting points for `tokenizer_corpora`; override anything with key=value.
 Cost and expected result: neither has been run here. `cost` counts FLOPs from the sizes; what the source does not say (clip
@@ -11,6 +11,7 @@ seconds at `CLIP_S` each; another number of GPUs needs another `accumulate`.
 from dataclasses import dataclass, replace
 
 from speechquilt.audio import FRAME_RATE
+from speechquilt.recipes import defaults
 from speechquilt.recipes.tokenizer import TokenizerRecipe
 from speechquilt.tokenizer.encoder import EncoderSizes
 from speechquilt.tokenizer.model import SpeechTokenizerConfig
@@ -80,7 +81,7 @@ ONE_GPU = TokenizerRecipe(
 )
 """start=FOLDER of whisper-small, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller model and batch."""
 
-RECIPES = {"large": LARGE, "one_gpu": ONE_GPU}
+RECIPES = {"two_cores": defaults.TOKENIZER, "one_gpu": ONE_GPU, "large": LARGE}
 
 
 @dataclass(frozen=True, kw_only=True)

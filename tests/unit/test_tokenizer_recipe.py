@@ -15,7 +15,7 @@ from speechquilt import config as configs
 from speechquilt.recipes import tokenizer as recipes
 from speechquilt.recipes import tokenizer_presets as presets
 from speechquilt.recipes.tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
-from speechquilt.recipes.tokenizer_corpora import CorporaRun, SpeechSource, preset_run, train_on_corpora
+from speechquilt.recipes.tokenizer_corpora import CorporaRun, SpeechSource, main, preset_run, train_on_corpora
 from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
@@ -86,13 +86,19 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
     pseudo = {"kind": "dataset", "path": str(tmp_path / "disk"), "ratio": 3, "text_column": "said"}
     pseudo["audio_column"] = "sound"
     recipe = replace(RECIPE, threads=2, augment=SpecAugmentConfig(time_frames=20), evaluate_every=5)
-    run = configs.override(
-        CorporaRun(recipe=recipe, run_dir=str(tmp_path / "run"), held_out_recordings=2),
-        [f"sources={json.dumps([supervised, pseudo])}", f'held_out=[{{"kind": "folder", "path": "{tmp_path}/test"}}]'],
+    main(
+        [
+            "two_cores",
+            f"run_dir={tmp_path / 'run'}",
+            f"recipe={json.dumps(configs.to_dict(recipe))}",
+            f"sources={json.dumps([supervised, pseudo])}",
+            f"held_out={json.dumps([supervised | {'path': str(tmp_path / 'test')}])}",
+            "held_out_recordings=2",
+        ]
     )
-    found = train_on_corpora(run)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["tokenizer.wer_n"] == 2
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    assert found["tokenizer.steps"] == TRAIN.steps
     assert len(read_held_out(tmp_path / "run")) == 2
     model = SpeechTokenizer.load(tmp_path / "run")
     assert model.text_tokenizer is not None
@@ -108,7 +114,9 @@ def test_a_run_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give a manifest of cuts"):
         SpeechSource(kind="cuts", path=str(tmp_path / "cuts.jsonl.gz")).open()
     with pytest.raises(ValueError, match="did you mean large"):
-        preset_run("larg", start="")
+        main(["larg"])
+    with pytest.raises(ValueError, match="two_cores, one_gpu, large"):
+        main([])
 
 
 def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) -> None:
@@ -141,12 +149,12 @@ def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", presets.RECIPES)
 def test_shipped_sizes_build_and_survive_json(name: str) -> None:
-    run = preset_run(name, start="whisper")
+    run = preset_run(name)
     assert configs.from_dict(CorporaRun, configs.to_dict(run)) == run
     with torch.device("meta"):
         model = SpeechTokenizer(run.recipe.model)
     assert model.frame_rate == 12.5
-    assert model.vocab_size == 16384
+    assert model.vocab_size == (256 if name == "two_cores" else 16384)
 
 
 def test_the_large_recipe_is_the_papers() -> None:
