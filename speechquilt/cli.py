@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--tokenizer", type=Path, required=True, help="run folder, or folder of a released tokenizer")
     tokenize.add_argument("--workers", type=int, help="processes (default: one for each GPU, else for each core)")
     tokenize.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    tokenize.add_argument("--batch-seconds", type=float, help="audio in one forward pass (default 60, on a GPU 1920)")
+    tokenize.add_argument("--batch-seconds", type=float, help="audio in one forward pass (default 24, on a GPU 1920)")
     tokenize.add_argument("--max-seconds", type=float, default=float("inf"), help="reject longer recordings")
     tokenize.add_argument("--files-per-shard", type=int, default=1000, help="size of a task (default 1000)")
     tokenize.add_argument("--readers", type=int, default=2, help="reading threads of each worker (default 2)")

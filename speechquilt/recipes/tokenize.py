@@ -2,7 +2,7 @@
 
 Place in the pipeline: layer 4; a `bulk.Work` whose tasks read ahead, batch pieces by length and write what is known of each
 recording. `own._speech_shards` makes the same folders of a corpus in memory.
-Cost: `benchmarks/tokenize.py` measures it.
+Cost: `benchmarks/bulk_tokenize.py` measures it.
 Trap: audio longer than a window of the tokenizer is cut into its windows, which know nothing of each other (spec 1, 2.6), so
 the pieces of one recording may lie in different batches and still give the tokens of the whole.
 """
@@ -25,13 +25,14 @@ from speechquilt.data.shards import ShardInfo, ShardWriter
 from speechquilt.data.spoken import SpokenWriter
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.recipes import shards as shard_recipes
-from speechquilt.recipes.speech import BATCH_SECONDS, with_words
+from speechquilt.recipes.speech import with_words
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.tokenizer import loading
 from speechquilt.tokenizer.token_encoder import TokenEncoder
 from speechquilt.types import Document, Segment, Utterance, Waveform
 
+CPU_BATCH_SECONDS = 24.0  # more leaves the caches of a core (benchmarks/bulk_tokenize.py --batch-seconds)
 CUDA_BATCH_SECONDS = 1920.0  # 64 windows of 30 s
 POOL_BATCHES = 8  # batches' worth of audio that are sorted by length together
 WHOLE_S = 30.0  # longest clip that goes through `encode` in a tokenizer whose windows overlap
@@ -75,7 +76,9 @@ class TokenizeTask:
     def __init__(self, work: TokenizeWork, tokenizer: SpeechTokenizer, device: str) -> None:
         self.work, self.tokenizer, self.root = work, tokenizer, Path(work.root)
         self.device = device
-        self.batch_seconds = work.batch_seconds or (CUDA_BATCH_SECONDS if device.startswith("cuda") else BATCH_SECONDS)
+        self.batch_seconds = work.batch_seconds or (
+            CUDA_BATCH_SECONDS if device.startswith("cuda") else CPU_BATCH_SECONDS
+        )
         self.text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
 
     def __call__(self, items: Sequence[BulkItem], out: TaskWriter) -> None:
