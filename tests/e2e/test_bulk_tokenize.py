@@ -175,7 +175,7 @@ def tiny_corpus(folder: Path, num_files: int) -> set[str]:
     return bad
 
 
-@pytest.mark.parametrize("num_files", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_files", [300, 10_000])
 def test_one_percent_broken_and_nothing_lost(num_files, tokenizer_dir, tmp_path):
     bad = tiny_corpus(tmp_path / "in", num_files)
     recipe.tokenize(tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, files_per_shard=128)
