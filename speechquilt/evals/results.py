@@ -76,6 +76,8 @@ SCHEMA: dict[str, Field] = {
     "run.seconds": Field("amount", "wall time of all stages, in seconds"),
     "stage.<stage>.seconds": Field("amount", "wall time of the stage, in seconds"),
     "tokenizer.wer": Field("amount", "word error rate of the tokenizer's ASR head on held-out sentences"),
+    "tokenizer.cer": Field("amount", "character error rate of the same readings"),
+    "tokenizer.left_out": Field("count", "recordings left out of training: broken, too long, or with too long a text"),
     "tokenizer.wer_n": Field("count", "held-out sentences behind tokenizer.wer"),
     "tokenizer.wer_attention": Field("amount", "the same tokens read by the attention decoder instead of the CTC head"),
     "tokenizer.frame_rate": Field("amount", "speech tokens per second"),
