@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt import audio, config
-from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
+from speechquilt.data.corpus import Reject, TextDocument, read_texts
 from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.pack import PackConfig
 from speechquilt.data.shards import is_complete
@@ -38,7 +38,7 @@ from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.train import distributed
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.types import Segment, Utterance
+from speechquilt.types import Segment
 from speechquilt.vocab import Vocab
 
 
@@ -211,15 +211,6 @@ def run_lm(settings: LMTraining) -> None:
         tokenizer.save(folder / "tokenizer")
         report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
     distributed.stop()
-
-
-def tokenize(input: Path, output: Path, tokenizer: Path) -> None:
-    """`speechquilt tokenize`: speech documents, ASR and TTS pairs of what has a transcript, and what has word times for
-    parallel interleaving."""
-    read = list(read_utterances(input, need_text=False))
-    rejects = [item for item in read if isinstance(item, Reject)]
-    _speech_shards([u for u in read if isinstance(u, Utterance)], SpeechTokenizer.load(tokenizer), output, rejects)
-    print(f"\nshards   {output}\nnext     speechquilt inspect {output / 'speech'}")
 
 
 def interleave(corpus: Path, output: Path, text_to_token: Path, *, passes: int, ratio: float, seed: int) -> None:

@@ -132,8 +132,8 @@ def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
 
 
 def _has_words(tokens: AlignedTokens) -> bool:
-    """Whether its words have times; without them the utterance is one unit that spans all of its words."""
-    return len(tokens.words) > 1 or " " not in tokens.text
+    """Whether its words have times; without them the utterance is one unit that spans all of its words, if it has any."""
+    return len(tokens.words) > 1 or (" " not in tokens.text and bool(tokens.text))
 
 
 def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:
