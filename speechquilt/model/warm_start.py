@@ -17,11 +17,19 @@ from speechquilt.config import from_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.nn.attention import causal_mask
-from speechquilt.nn.hugging_face import BODY, EMBEDDING, HEAD, LAYOUT_KEY, llama_config, read_json, read_weights
+from speechquilt.nn.hugging_face import (
+    BODY,
+    EMBEDDING,
+    HEAD,
+    LAYOUT_KEY,
+    llama_config,
+    read_json,
+    read_weights,
+    weight_files,
+)
 from speechquilt.nn.llama import LlamaConfig, LlamaStack
 from speechquilt.vocab import Special, Vocab
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING_SPREAD, HEAD_SPREAD = 1.0, 0.02  # of new speech rows, in standard deviations of the base's rows
 PROBES = 256  # random patches on which the scale of a unit vector is measured
 
@@ -77,7 +85,7 @@ def read_base(folder: Path) -> Base:
     config = read_json(folder / "config.json")
     llama = llama_config(config)
     weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         weights |= {name: tensor.float() for name, tensor in read_weights(path).items()}
     if config.get("tie_word_embeddings") and EMBEDDING in weights:
         weights[HEAD] = weights[EMBEDDING]
@@ -85,23 +93,6 @@ def read_base(folder: Path) -> Base:
     embedding_RD, head_RD = weights.pop(EMBEDDING), weights.pop(HEAD)
     stack = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if not _is_buffer(name)}
     return Base(config=config, llama=llama, stack=stack, embedding_RD=embedding_RD, head_RD=head_RD)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder. Raises FileNotFoundError, also when there are pickled weights alone."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{folder / INDEX} has no weight_map; copy or download this file again")
-        return [folder / name for name in sorted(set(shards.values()))]
-    if pickled := sorted(path.name for path in folder.glob("*.bin")):
-        raise FileNotFoundError(
-            f"{folder} has {pickled[0]} but no {SINGLE}: pickled weights can run code and are not read; "
-            "download the safetensors version, or convert with transformers: from_pretrained, then save_pretrained"
-        )
-    raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}; give a Hugging Face model folder")
 
 
 def _check_weights(folder: Path, llama: LlamaConfig, weights: dict[str, Tensor]) -> None:

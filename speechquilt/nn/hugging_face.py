@@ -19,6 +19,7 @@ from speechquilt.vocab import Vocab
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 EMBEDDING, HEAD, BODY = "model.embed_tokens.weight", "lm_head.weight", "model."  # names of the weights
 LAYOUT_KEY = "speechquilt"  # key of config.json for the layout of the vocabulary, in the folders that we export
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # weights in one file, or the list of their shards
 MAX_POSITIONS = 8192  # written for engines that want a limit; RoPE itself has none
 _LLAMA3_KEYS = {
     "factor": "factor",
@@ -105,6 +106,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}; a JSON object is expected, restore the file")
     return data
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the folder. Raises FileNotFoundError, also when there are pickled weights alone."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{folder / INDEX} has no weight_map; copy or download this file again")
+        return [folder / name for name in sorted(set(shards.values()))]
+    if pickled := sorted(path.name for path in folder.glob("*.bin")):
+        raise FileNotFoundError(
+            f"{folder} has {pickled[0]} but no {SINGLE}: pickled weights can run code and are not read; "
+            "download the safetensors version, or convert with transformers: from_pretrained, then save_pretrained"
+        )
+    raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}; give a Hugging Face model folder")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

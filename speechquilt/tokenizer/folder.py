@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from speechquilt.audio import LogMel
-from speechquilt.nn.hugging_face import read_json, read_weights
+from speechquilt.nn.hugging_face import read_weights, weight_files
 from speechquilt.tokenizer.token_encoder import TokenEncoder
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 M = TypeVar("M", bound=TokenEncoder)
 
@@ -46,17 +44,3 @@ def filled(build: Callable[[], M], weights: dict[str, Tensor], where: Path) -> M
     model.load_state_dict(weights, assign=True)
     model.log_mel = LogMel(model.config.num_mels, model.config.features)  # derived, so not in any file
     return model.eval()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises FileNotFoundError, also when there are only pickled weights."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{folder / INDEX} has no weight_map; copy or download this file again")
-        return [folder / name for name in sorted(set(shards.values()))]
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    also = f", only {pickled[0]}, whose pickled weights can run code and are not read" if pickled else ""
-    raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}{also}; download the safetensors version")

@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechquilt import config as configs
-from speechquilt.nn.hugging_face import read_weights
+from speechquilt.nn.hugging_face import read_weights, weight_files
 from speechquilt.nn.quantize import nearest_codes
 from speechquilt.tokenizer import windows
-from speechquilt.tokenizer.folder import weight_files
 from speechquilt.tokenizer.token_encoder import refuse_to_read, weights_fingerprint
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from speechquilt import config as configs
+from speechquilt.nn.hugging_face import SINGLE
 from speechquilt.nn.quantize import POOL_PER_CODE, VectorQuantizerConfig
 from speechquilt.text import TextTokenizer
-from speechquilt.tokenizer.folder import SINGLE, filled, read_folder
+from speechquilt.tokenizer.folder import filled, read_folder
 from speechquilt.tokenizer.heads import CTCHead, TextDecoder
 from speechquilt.tokenizer.token_encoder import FRAME_SAMPLES as FRAME_SAMPLES
 from speechquilt.tokenizer.token_encoder import TokenEncoder, TokenEncoderConfig

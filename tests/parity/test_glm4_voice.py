@@ -194,7 +194,7 @@ def test_damaged_folders_say_what_is_wrong(tmp_path: Path, weights: dict[str, Te
     with pytest.raises(ValueError, match="damaged"):
         load(folder)
     path.rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin, whose pickled weights can run code"):
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin but no .*pickled weights can run code"):
         load(folder)
 
 
