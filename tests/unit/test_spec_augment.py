@@ -61,6 +61,17 @@ def test_rows_differ_and_every_place_is_reached() -> None:
     assert max(len(runs(row.all(0))) for row in hidden_BMF) == 2
 
 
+def test_places_move_from_call_to_call() -> None:
+    """A width of one leaves the place as the only difference between two calls."""
+    torch.manual_seed(0)
+    augment = SpecAugmentConfig(time_masks=1, time_frames=1, mel_masks=0).build()
+    mel_BMF = torch.ones(1, 4, 50)
+    places = {
+        int(hidden_F.nonzero()) for hidden_F in (augment(mel_BMF)[0, 0] == HIDDEN for _ in range(40)) if hidden_F.any()
+    }
+    assert len(places) > 5
+
+
 def test_same_seed_same_masks_and_the_generator_moves_on() -> None:
     augment = SpecAugmentConfig().build()
     mel_BMF = torch.ones(2, 80, 300)
