@@ -25,25 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.text_to_token.answer import CUE, EOS, IN_CUE, NEXT_PLACE, OPEN, SPEECH, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
-from speechquilt.text_to_token.model import TextToTokenLM
-from speechquilt.types import SpokenSpan, UnitEnd
+from speechquilt.text_to_token.model import Cue, TextToTokenLM
+from speechquilt.types import SpokenSpan
 from speechquilt.vocab import Vocab
 
-# Answers are sampled in a small id space of their own: the two ends, the next id of the text, then the codebook.
-WORD_END, EOS, CUE, FIRST_SPEECH = 0, 1, 2, 3
-# Where an answer stands, which decides what is legal next. OPEN: at the start, and after a word.
-OPEN, AFTER_SILENCE, IN_CUE, AFTER_CUE, IN_WORD, IN_SILENCE = range(6)
-# The place after a WORD_END, EOS, CUE (the last id of one) or speech token; -1 where that token is illegal. CUE is legal
-# only while words remain, EOS only when none does.
-NEXT_PLACE = [
-    [-1, OPEN, AFTER_CUE, IN_SILENCE],  # OPEN
-    [-1, OPEN, AFTER_CUE, -1],  # AFTER_SILENCE
-    [-1, -1, AFTER_CUE, -1],  # IN_CUE
-    [-1, -1, -1, IN_WORD],  # AFTER_CUE
-    [OPEN, -1, -1, IN_WORD],  # IN_WORD
-    [AFTER_SILENCE, -1, -1, IN_SILENCE],  # IN_SILENCE
-]
 NUCLEUS = 48  # candidates looked at before sorting everything; a trained model's top 0.9 rarely needs more
 CACHE_TOKENS = 128 * 1024  # tokens of key-value state in one call; very long texts get fewer slots
 PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
@@ -103,7 +90,9 @@ class EngineStats:
 
 
 @dataclass(kw_only=True)
-class _Request:
+class Request:
+    """One text to speak: the ids of its cues, the most ids its answer may have, and which attempt this is."""
+
     index: int  # place in the caller's list
     seed: int
     cues: list[list[int]]
@@ -124,6 +113,23 @@ class _Request:
     def uniforms(self) -> np.ndarray:
         """One number in [0, 1) per position, from a counter-based generator keyed by (seed, attempt)."""
         return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, self.attempt])).random(self.cap, np.float32)
+
+
+def request_of(
+    text: str, seed: int, index: int, tokenizer: TextTokenizer, cue: Cue, config: EngineConfig
+) -> tuple[Request | None, str]:
+    """-> the request of a text, or None and why it cannot be spoken."""
+    plain = spoken_form(text)
+    if not text.strip():
+        return None, "empty text"
+    if not any(c.isalnum() for c in plain):
+        return None, "nothing speakable"
+    cues = [tokenizer.encode(c) for c in (plain.split() if cue == "word" else [plain])]
+    num_text = sum(map(len, cues))
+    if num_text > config.max_text_tokens:
+        return None, f"text longer than {config.max_text_tokens} tokens"
+    cap = (1 + config.cap_per_token) * num_text + config.cap_extra
+    return Request(index=index, seed=seed, cues=cues, cap=cap), ""
 
 
 class TextToTokenEngine:
@@ -153,9 +159,9 @@ class TextToTokenEngine:
         spans: dict[int, SpokenSpan] = {}
         waiting = []
         for index, (text, seed) in enumerate(zip(texts, seeds)):
-            request, reject = self._request(index, text, seed)
+            request, reject = request_of(text, seed, index, self.tokenizer, self.model.config.cue, self.config)
             if request is None:
-                spans[index] = _no_speech(reject)
+                spans[index] = no_speech(reject)
             else:
                 waiting.append(request)
         waiting.sort(key=lambda r: (-r.cap, r.index))
@@ -171,20 +177,7 @@ class TextToTokenEngine:
         self.stats.seconds += time.perf_counter() - started
         return results
 
-    def _request(self, index: int, text: str, seed: int) -> tuple[_Request | None, str]:
-        plain = spoken_form(text)
-        if not text.strip():
-            return None, "empty text"
-        if not any(c.isalnum() for c in plain):
-            return None, "nothing speakable"
-        cues = [self.tokenizer.encode(c) for c in (plain.split() if self.model.config.cue == "word" else [plain])]
-        num_text = sum(map(len, cues))
-        if num_text > self.config.max_text_tokens:
-            return None, f"text longer than {self.config.max_text_tokens} tokens"
-        cap = (1 + self.config.cap_per_token) * num_text + self.config.cap_extra
-        return _Request(index=index, seed=seed, cues=cues, cap=cap), ""
-
-    def _run(self, waiting: deque[_Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
+    def _run(self, waiting: deque[Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
         longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 2
         num_rows = min(self.config.max_rows, len(waiting), max(1, CACHE_TOKENS // longest))
         slots = _Slots(self.model, self.config, num_rows, longest)
@@ -193,7 +186,7 @@ class TextToTokenEngine:
             for _ in range(self.config.poll_every):
                 slots.step()
             for request, answer in slots.collect():
-                span = _read_answer(answer, self.model.vocab, len(request.text_ids), self.config)
+                span = read_answer(answer, self.model.vocab, len(request.text_ids), self.config)
                 if span.reject and request.attempt < self.config.max_retries:
                     request.attempt += 1
                     self.stats.retries += 1
@@ -213,19 +206,19 @@ class _Slots:
     def __init__(self, model: TextToTokenLM, config: EngineConfig, num_rows: int, max_tokens: int) -> None:
         vocab, weight = model.vocab, model.lm_head.weight
         device = weight.device
-        # C: ids an answer may use. The row of CUE is a stand-in: its head row is that of the text id it stands for.
+        # C: ids an answer may use, in the order of `answer.KINDS`. The row of CUE is a stand-in: its head row is that of the text id it stands for.
         speech = range(vocab.speech_start, vocab.speech_start + vocab.num_speech)
         self.model_id_C = torch.tensor([vocab.word_end, vocab.eos, vocab.pad, *speech], device=device)
         self.model, self.config = model, config
         self.vocab = vocab
         self.head_VD, self.head_CD = weight, weight[self.model_id_C]
         self.next_place_KC = torch.tensor(NEXT_PLACE, device=device)[
-            :, torch.arange(len(self.model_id_C), device=device).clamp(max=FIRST_SPEECH)
+            :, torch.arange(len(self.model_id_C), device=device).clamp(max=SPEECH)
         ]
         self.illegal_MKC = (self.next_place_KC < 0).repeat(2, 1, 1)  # M: no word remains, some do
         self.illegal_MKC[0, :, CUE] = True
         self.illegal_MKC[1, :, EOS] = True
-        self.requests: list[_Request | None] = [None] * num_rows
+        self.requests: list[Request | None] = [None] * num_rows
         self.state = model.init_state(num_rows, max_tokens)
         self.prompt_BL = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
         self.cue_end_BL = torch.zeros(num_rows, max_tokens, dtype=torch.bool, device=device)
@@ -240,7 +233,7 @@ class _Slots:
     def busy(self) -> bool:
         return any(r is not None for r in self.requests)
 
-    def admit(self, waiting: deque[_Request]) -> None:
+    def admit(self, waiting: deque[Request]) -> None:
         """Put waiting requests into the empty slots."""
         rows = [row for row, r in enumerate(self.requests) if r is None][: len(waiting)]
         if not rows:
@@ -295,7 +288,7 @@ class _Slots:
         self.place_B = torch.where(speaks_B, place_B, self.place_B)
         self.cued_B += speaks_B & is_cue_B
 
-    def collect(self) -> list[tuple[_Request, np.ndarray]]:
+    def collect(self) -> list[tuple[Request, np.ndarray]]:
         """Empty the slots that are done -> their requests and answers (model ids, EOS included unless capped)."""
         active = self.active_B.tolist()
         rows = [row for row, r in enumerate(self.requests) if r is not None and not active[row]]
@@ -344,12 +337,12 @@ def _invert(probs_BN: Tensor, ids_BN: Tensor, draw_B: Tensor, top_p: float) -> T
     return ids_BN.gather(1, place_B1)[:, 0]
 
 
-def _read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: EngineConfig) -> SpokenSpan:
+def read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: EngineConfig) -> SpokenSpan:
     """Model ids -> span, with the reason when it is no good: runaway, too short, too long or looping."""
     finished = len(answer) > 0 and answer[-1] == vocab.eos
     is_speech = vocab.is_speech(answer)
     ids_T = (answer[is_speech] - vocab.speech_start).astype(np.int32)
-    unit_end_T = _unit_ends(answer, vocab)[is_speech]
+    unit_end_T = unit_ends(answer, vocab)[is_speech]
     per_token = len(ids_T) / num_text
     reject = ""
     if not finished:
@@ -361,17 +354,6 @@ def _read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: Engine
     elif longest_loop(ids_T) >= config.max_repeat:
         reject = "repeats itself"
     return SpokenSpan(ids_T=ids_T, unit_end_T=unit_end_T, reject=reject)
-
-
-def _unit_ends(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """`UnitEnd` code of every id: the one before a WORD_END ends a unit, and so does the one that stands last in a runaway.
-    A unit that began with a cue is a word, one without is silence."""
-    ends = np.append(answer[1:] == vocab.word_end, True)
-    cues_so_far = np.cumsum(vocab.is_text(answer))
-    last_word_end = np.maximum.accumulate(np.where(answer == vocab.word_end, np.arange(len(answer)), -1))
-    cues_before_unit = np.where(last_word_end >= 0, cues_so_far[last_word_end], 0)
-    kind = np.where(cues_so_far > cues_before_unit, UnitEnd.WORD, UnitEnd.SILENCE)
-    return np.where(ends, kind, UnitEnd.NONE).astype(np.uint8)
 
 
 def longest_loop(ids_T: np.ndarray, max_period: int = 8) -> int:
@@ -393,5 +375,5 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def _no_speech(reject: str) -> SpokenSpan:
+def no_speech(reject: str) -> SpokenSpan:
     return SpokenSpan(ids_T=np.zeros(0, dtype=np.int32), unit_end_T=np.zeros(0, dtype=np.uint8), reject=reject)

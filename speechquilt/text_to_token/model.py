@@ -25,6 +25,7 @@ from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 WEIGHTS, HF_CONFIG, OURS, TEXT = "model.safetensors", "config.json", "text_to_token.json", "text_tokenizer.json"
+Cue = Literal["word", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class TextToTokenConfig:
     num_text: int
     num_speech: int
     llama: LlamaConfig
-    cue: Literal["word", "text"] = "word"
+    cue: Cue = "word"
 
     def __post_init__(self) -> None:
         if self.cue not in ("word", "text"):

@@ -104,8 +104,8 @@ def raw(monkeypatch) -> list[list[int]]:
         answers.append(answer.tolist())
         return read_answer(answer, *rest)
 
-    read_answer = generation._read_answer
-    monkeypatch.setattr(generation, "_read_answer", read)
+    read_answer = generation.read_answer
+    monkeypatch.setattr(generation, "read_answer", read)
     return answers
 
 

@@ -19,7 +19,7 @@ from speechquilt.text_to_token.examples import (
     lay_out,
     whole_example,
 )
-from speechquilt.text_to_token.generate import EngineConfig, _read_answer, longest_loop, sample
+from speechquilt.text_to_token.generate import EngineConfig, longest_loop, read_answer, sample
 from speechquilt.text_to_token.model import TextToTokenConfig
 from speechquilt.types import IGNORE, UnitEnd
 from speechquilt.vocab import Special
@@ -314,7 +314,7 @@ WORD_END, EOS, S = VOCAB.word_end, VOCAB.eos, VOCAB.speech_start
 def test_cues_and_word_ends_are_stripped_into_unit_ends():
     cue = TOKENIZER.encode("zebra")
     answer = np.array([S + 3, S + 4, WORD_END, *cue, S + 5, WORD_END, EOS])
-    span = _read_answer(answer, VOCAB, 1, EngineConfig())
+    span = read_answer(answer, VOCAB, 1, EngineConfig())
     assert span.reject == ""
     assert span.ids_T.tolist() == [3, 4, 5]
     assert span.unit_end_T.tolist() == [UnitEnd.NONE, UnitEnd.SILENCE, UnitEnd.WORD]
@@ -334,7 +334,7 @@ def test_cues_and_word_ends_are_stripped_into_unit_ends():
     ],
 )
 def test_answers_are_refused_with_their_reason(ids, num_text, reason):
-    span = _read_answer(np.array(ids), VOCAB, num_text, EngineConfig())
+    span = read_answer(np.array(ids), VOCAB, num_text, EngineConfig())
     assert span.reject == reason
     assert span.unit_end_T.dtype == np.uint8
     assert span.unit_end_T[-1] in (UnitEnd.WORD, UnitEnd.SILENCE)
