@@ -90,33 +90,33 @@ class Vocab:
         A marker is a target only when the segment it opens is one and is not introduced by context: after the source
         side of a pair the modality is given, not predicted (spec 1, 6.2).
         """
-        ids: list[Any] = [[self.bos]]
-        speech, loss = [[False]], [[False]]
-        ends: list[Any] = [[0]]
-        has_ends = True
-        previous_loss = True
+        num_tokens = document.num_tokens() + len(document.segments) + 2
+        ids_T = np.empty(num_tokens, dtype=np.int64)
+        is_speech_T, loss_T = np.zeros(num_tokens, dtype=bool), np.zeros(num_tokens, dtype=bool)
+        unit_end_T, has_ends = np.zeros(num_tokens, dtype=np.uint8), True
+        ids_T[0], ids_T[-1] = self.bos, self.eos
+        at, previous_loss = 1, True
         for segment in document.segments:
-            n = len(segment.ids_T)
             is_speech = segment.modality == "speech"
-            ids.append([self.marker(segment.modality)])
-            ids.append(self.to_model(segment.modality, segment.ids_T))
-            speech += [[False], [is_speech] * n]
-            loss += [[segment.loss and previous_loss], [segment.loss] * n]
-            ends.append([0])
-            ends.append([0] * n if segment.unit_end_T is None else segment.unit_end_T)
-            has_ends &= not (is_speech and n and segment.unit_end_T is None)
-            previous_loss = segment.loss
-        ids.append([self.eos])
-        speech.append([False])
-        loss.append([previous_loss])
-        ends.append([0])
+            inside = slice(at + 1, at + 1 + len(segment.ids_T))
+            ids_T[at] = self.marker(segment.modality)
+            ids_T[inside] = self.to_model(segment.modality, segment.ids_T)
+            is_speech_T[inside] = is_speech
+            loss_T[at] = segment.loss and previous_loss
+            loss_T[inside] = segment.loss
+            if segment.unit_end_T is not None:
+                unit_end_T[inside] = segment.unit_end_T
+            elif is_speech and inside.stop > inside.start:
+                has_ends = False
+            at, previous_loss = inside.stop, segment.loss
+        loss_T[at] = previous_loss
         return LaidOut(
             id=document.id,
             source=document.source,
-            ids_T=np.concatenate(ids).astype(np.int64),
-            is_speech_T=np.concatenate(speech).astype(bool),
-            loss_T=np.concatenate(loss).astype(bool),
-            unit_end_T=np.concatenate(ends).astype(np.uint8) if has_ends else None,
+            ids_T=ids_T,
+            is_speech_T=is_speech_T,
+            loss_T=loss_T,
+            unit_end_T=unit_end_T if has_ends else None,
         )
 
     def read_back(self, ids_T: np.ndarray) -> list[Segment]:
