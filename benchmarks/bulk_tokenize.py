@@ -95,8 +95,8 @@ def batched(tokenizer: Any, paths: Sequence[Path], device: str, batch_seconds: f
             source[1],
             source[0],
             rate=tokenizer.sample_rate,
-            piece_samples=recipe.piece_samples(tokenizer),
             max_seconds=float("inf"),
+            **recipe.piece_sizes(tokenizer),
         )
 
     events = audio_files.read_ahead(list(enumerate(paths)), read, threads=2)

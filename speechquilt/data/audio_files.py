@@ -38,10 +38,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive samples of file number `file` at the tokenizer's rate; all but a file's last have the full length."""
+    """Consecutive samples of file number `file` at the tokenizer's rate; all but a file's last have the full length. The first
+    `num_repeated` are the last of the piece before."""
 
     file: int
     samples_S: np.ndarray
+    num_repeated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +93,46 @@ def words_of(item: BulkItem) -> tuple[AlignedWord, ...]:
         raise BrokenAudio("words are not [[word, start_s, end_s], ...]") from error
 
 
-def read_pieces(path: Path, file: int, *, rate: int, piece_samples: int, max_seconds: float) -> Iterator[Piece | End]:
+def read_pieces(
+    path: Path, file: int, *, rate: int, piece_samples: int, max_seconds: float, repeated_samples: int = 0
+) -> Iterator[Piece | End]:
     """First channel of a file, resampled to `rate` as a stream, in pieces of `piece_samples`; the last item is an `End`.
 
-    The samples are those of `audio.resample(audio.load(path))`. Memory is bounded by a block and a piece.
+    The samples are those of `audio.resample(audio.load(path))`; a piece begins with the last `repeated_samples` of the one
+    before. Memory is bounded by a block and a piece.
     """
     heard = 0
     try:
-        for samples_S in _cut(_resampled(path, rate), piece_samples):
-            heard += len(samples_S)
+        for piece in cut(_resampled(path, rate), file, piece_samples, repeated_samples):
+            heard += len(piece.samples_S) - piece.num_repeated
             if heard > max_seconds * rate:
                 raise BrokenAudio(f"longer than {max_seconds:g} s")
-            yield Piece(file=file, samples_S=samples_S)
+            yield piece
         if not heard:
             raise BrokenAudio("empty audio")
     except BrokenAudio as error:
         yield End(file=file, reject=str(error), duration_s=heard / rate)
     else:
         yield End(file=file, duration_s=heard / rate)
+
+
+def cut(blocks: Iterable[np.ndarray], file: int, piece_samples: int, repeated_samples: int = 0) -> Iterator[Piece]:
+    """The same samples in pieces of one length; the last may be shorter, none is empty or only repeats."""
+    if not 0 <= repeated_samples < piece_samples:
+        raise ValueError(f"repeated_samples={repeated_samples} must be less than piece_samples={piece_samples}")
+    waiting: list[np.ndarray] = []
+    num_repeated = 0
+    for block_S in blocks:
+        waiting.append(block_S)
+        if sum(len(x) for x in waiting) < piece_samples:
+            continue
+        together_S = np.concatenate(waiting)
+        while len(together_S) >= piece_samples:
+            yield Piece(file=file, samples_S=together_S[:piece_samples], num_repeated=num_repeated)
+            together_S, num_repeated = together_S[piece_samples - repeated_samples :], repeated_samples
+        waiting = [together_S]
+    if sum(len(x) for x in waiting) > num_repeated:
+        yield Piece(file=file, samples_S=np.concatenate(waiting), num_repeated=num_repeated)
 
 
 def read_ahead(
@@ -265,20 +289,6 @@ def _resample(blocks: Iterable[np.ndarray], rate_in: int, rate: int) -> Iterator
     for samples_S in blocks:
         yield stream.resample_chunk(samples_S)
     yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-
-
-def _cut(blocks: Iterable[np.ndarray], piece_samples: int) -> Iterator[np.ndarray]:
-    """The same samples in pieces of one length; the last may be shorter, none is empty."""
-    waiting: list[np.ndarray] = []
-    for block_S in blocks:
-        waiting.append(block_S)
-        if sum(len(x) for x in waiting) >= piece_samples:
-            together_S = np.concatenate(waiting)
-            whole = len(together_S) // piece_samples * piece_samples
-            yield from together_S[:whole].reshape(-1, piece_samples)
-            waiting = [together_S[whole:]]
-    if sum(len(x) for x in waiting):
-        yield np.concatenate(waiting)
 
 
 def _package(name: str) -> Any:

@@ -3,8 +3,9 @@
 Place in the pipeline: layer 4; a `bulk.Work` whose tasks read ahead, batch pieces by length and write what is known of each
 recording. `own._speech_shards` makes the same folders of a corpus in memory.
 Cost: `benchmarks/bulk_tokenize.py` measures it.
-Trap: audio longer than a window of the tokenizer is cut into its windows, which know nothing of each other (spec 1, 2.6), so
-the pieces of one recording may lie in different batches and still give the tokens of the whole.
+Trap: audio longer than a window of the tokenizer is read as its windows, each with the context that it carries from the one
+before (none in released tokenizers: spec 1, 2.6). So the pieces of one recording overlap, may lie in different batches and still
+give the tokens of the whole.
 """
 
 import os
@@ -100,8 +101,8 @@ class TokenizeTask:
             path,
             number,
             rate=self.tokenizer.sample_rate,
-            piece_samples=piece_samples(self.tokenizer),
             max_seconds=self.work.max_seconds,
+            **piece_sizes(self.tokenizer),
         )
 
     def _write(self, item: BulkItem, end: End, ids_T: np.ndarray, out: TaskWriter) -> None:
@@ -144,11 +145,12 @@ def outputs_of(tokenizer: SpeechTokenizer) -> dict[str, Output]:
     return {**{name: Output(writer=ShardWriter, info=info) for name in names}, "parallel": spoken}
 
 
-def piece_samples(tokenizer: SpeechTokenizer) -> int:
-    """How long the pieces of a recording are: the tokenizer's window when its windows know nothing of each other."""
+def piece_sizes(tokenizer: SpeechTokenizer) -> dict[str, int]:
+    """`piece_samples` and `repeated_samples` of `audio_files.read_pieces`: the tokenizer's windows, when each can be
+    encoded from its own samples."""
     if isinstance(tokenizer, TokenEncoder):
-        return tokenizer.window_samples
-    return round(WHOLE_S * tokenizer.sample_rate)
+        return {"piece_samples": tokenizer.window_samples, "repeated_samples": tokenizer.context_samples}
+    return {"piece_samples": round(WHOLE_S * tokenizer.sample_rate), "repeated_samples": 0}
 
 
 def encode_stream(
@@ -170,7 +172,7 @@ class _PoolEncoder:
 
     def __init__(self, tokenizer: SpeechTokenizer, batch_samples: int, device: str) -> None:
         self.tokenizer, self.batch_samples, self.device = tokenizer, batch_samples, device
-        self.windows_are_independent = isinstance(tokenizer, TokenEncoder)
+        self.pieces_are_windows = isinstance(tokenizer, TokenEncoder)
         self.parts: dict[int, list[np.ndarray]] = defaultdict(list)
         self.states: dict[int, Any] = {}
 
@@ -180,7 +182,8 @@ class _PoolEncoder:
         pieces = [event for event in pool if isinstance(event, Piece) and event.file not in rejected]
         rows, stepped = self._split(pieces, {end.file for end in ends})
         for piece, ids_T in zip(rows, self._encode([piece.samples_S for piece in rows])):
-            self.parts[piece.file].append(ids_T)
+            token_samples = round(self.tokenizer.sample_rate / self.tokenizer.frame_rate)
+            self.parts[piece.file].append(ids_T[piece.num_repeated // token_samples :])
         for piece in stepped:
             self.parts[piece.file].append(self._step(piece.file, piece.samples_S, final=False))
         for end in ends:
@@ -192,7 +195,7 @@ class _PoolEncoder:
 
     def _split(self, pieces: Sequence[Piece], ended: set[int]) -> tuple[list[Piece], list[Piece]]:
         """Pieces that can be rows of a batch, and those of long recordings whose windows overlap."""
-        if self.windows_are_independent:
+        if self.pieces_are_windows:
             return list(pieces), []
         count = Counter(piece.file for piece in pieces)
         whole = {f for f, n in count.items() if n == 1 and f in ended and f not in self.states}

@@ -152,8 +152,6 @@ class CharacterCTC(nn.Module):
 class TokenizerEmitter:
     """The CTC head of a trained speech tokenizer, through its codebook: one frame per speech token."""
 
-    context_frames = 0  # the tokenizer's windows know nothing of each other
-
     def __init__(self, tokenizer: SpeechTokenizer) -> None:
         """Raises ValueError for a tokenizer without text tokenizer or in training mode."""
         if tokenizer.text_tokenizer is None:
@@ -166,7 +164,9 @@ class TokenizerEmitter:
         self.text_tokenizer = tokenizer.text_tokenizer
         self.sample_rate = tokenizer.sample_rate
         self.frame_samples = tokenizer.token_samples
-        self.window_frames = tokenizer.window_samples // tokenizer.token_samples
+        self.window_frames = tokenizer.rule.core
+        # What is kept of a window has heard as much as its tokens have in `encode`, none where windows are cut hard.
+        self.context_frames = min(tokenizer.rule.context, (self.window_frames - 1) // 2)
         self.blank = tokenizer.ctc.blank
 
     @torch.no_grad()

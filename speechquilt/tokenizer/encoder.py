@@ -3,7 +3,7 @@
 Place in the pipeline: layer 2, the network of the speech tokenizer; `model.py` puts features before it, the quantiser
 between its two halves and the ASR heads after it. Parameter names are those of transformers' WhisperEncoder.
 Trap: position tables end after `max_frames`. Both halves take ONE window of at most that many frames; longer audio is
-cut into windows that know nothing of each other, a rule that `model.py` and `streaming.py` share.
+cut into windows by `windows.WindowRule`, which `token_encoder.py`, `model.py` and `streaming.py` share.
 """
 
 import math

@@ -2,7 +2,8 @@
 
 Place in the pipeline: layer 2. Trained by `train/objectives/asr.py`, read by every stage that needs tokens, and by the evals,
 which let it read generated tokens back as text.
-Trap: the ASR half sees one window at a time too, so a word cut by the edge of a window is read in two parts.
+Trap: the ASR half sees one window at a time too, so without `context_frames` a word cut by the edge of a window is read in two
+parts.
 """
 
 from collections.abc import Sequence
@@ -194,11 +195,11 @@ class SpeechTokenizer(TokenEncoder):
         return filled(lambda: SpeechTokenizer(config, text_tokenizer), weights, folder / SINGLE)
 
     def _upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
-        window = self.config.max_frames // self.config.pooling
-        parts = [
-            self.encoder.upper(part_BTD, (num_tokens_B - i * window).clamp(min=0))
-            for i, part_BTD in enumerate(q_BTD.split(window, 1))
-        ]
+        parts = []
+        for window in self.rule.windows(q_BTD.shape[1]):
+            valid_B = (num_tokens_B - window.start).clamp(min=0)
+            states_BTD = self.encoder.upper(q_BTD[:, window.start : window.stop], valid_B)
+            parts.append(states_BTD[:, window.first - window.start :])
         return torch.cat(parts, 1)
 
     def _read(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor, head: Head | None) -> list[str]:

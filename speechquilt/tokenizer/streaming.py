@@ -2,7 +2,8 @@
 
 Place in the pipeline: layer 2, the incremental twin of `TokenEncoder.encode` for causal models; `windows.step` serves the others.
 Trap: nothing is certain before its block is complete, since frames see to the end of their block; so samples wait here
-until then, and a block is computed once, from its own samples, a little context and the keys and values of its window.
+until then, and a block is computed once, from its own samples, a few before it and the keys and values of its window. Keys and
+values hold positions of their window, so the first block of a next window encodes the carried context again with itself.
 """
 
 from dataclasses import dataclass, field
@@ -23,12 +24,12 @@ CONTEXT_FRAMES = 3
 
 @dataclass(frozen=True)
 class StreamState:
-    """Bounded by one window. `wav_S`: context, then the samples of the block that is not complete yet; `num_context`:
-    how many of them are context (0 at a window's start); `frame`: where the block starts in its window; `past`: keys and
-    values of the window's earlier frames, one pair per layer."""
+    """Bounded by one window. `wav_S`: samples that were heard and are needed again, then those of the block that is not
+    complete yet; `num_heard`: how many of them were heard; `frame`: where the block starts in its window; `past`: keys and
+    values of the window's earlier frames, one pair per layer, none before the window's first block."""
 
     wav_S: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    num_context: int = 0
+    num_heard: int = 0
     frame: int = 0
     past: tuple[KeyValues, ...] = ()
 
@@ -44,13 +45,13 @@ def step(
     ids = []
     while True:
         num_frames = min(config.block_frames, config.max_frames - state.frame)
-        stop = state.num_context + num_frames * frame_samples
+        stop = state.num_heard + num_frames * frame_samples
         if len(state.wav_S) < stop:
             break
         ids_T, state = _block(model, state, stop)
         ids.append(ids_T)
     if final:
-        num_new = len(state.wav_S) - state.num_context
+        num_new = len(state.wav_S) - state.num_heard
         if num_new:
             padded_S = torch.nn.functional.pad(state.wav_S, (0, -num_new % model.token_samples))
             ids.append(_block(model, StreamState(padded_S, *_rest(state)), len(padded_S))[0])
@@ -59,21 +60,27 @@ def step(
 
 
 def _rest(state: StreamState) -> tuple[int, int, tuple[KeyValues, ...]]:
-    return state.num_context, state.frame, state.past
+    return state.num_heard, state.frame, state.past
 
 
 def _block(model: "TokenEncoder", state: StreamState, stop: int) -> tuple[torch.Tensor, StreamState]:
     """Tokens of the block that ends with sample `stop` of the buffer, and the state at the next block's start."""
-    frame_samples = model.token_samples // model.config.pooling
-    end_frame = state.frame + (stop - state.num_context) // frame_samples
+    config = model.config
+    frame_samples = model.token_samples // config.pooling
+    end_frame = state.frame + (stop - state.num_heard) // frame_samples
+    # A window's first block takes all that was heard as part of the window, a later one as what its first frames reach back to.
+    lead = min(CONTEXT_FRAMES * frame_samples, state.num_heard) if state.past else 0
+    start = state.num_heard - lead if state.past else 0
     pooled_BTD, past = model.frames(
-        state.wav_S[None, :stop].to(model.device),
+        state.wav_S[None, start:stop].to(model.device),
         torch.tensor([end_frame * frame_samples], device=model.device),
-        skip=state.num_context // frame_samples,
+        skip=lead // frame_samples,
         past=list(state.past) or None,
     )
-    ids_T = model.quantizer.encode(pooled_BTD)[0]
-    if end_frame >= model.config.max_frames:
-        return ids_T, StreamState(state.wav_S[stop:])
-    num_context = min(CONTEXT_FRAMES * frame_samples, stop)
-    return ids_T, StreamState(state.wav_S[stop - num_context :], num_context, end_frame, tuple(past))
+    given = 0 if state.past else state.num_heard // model.token_samples
+    ids_T = model.quantizer.encode(pooled_BTD[:, given:])[0]
+    if end_frame >= config.max_frames:
+        num_heard = config.context_frames * frame_samples
+        return ids_T, StreamState(state.wav_S[stop - num_heard :], num_heard, config.context_frames)
+    num_heard = min(max(CONTEXT_FRAMES, config.context_frames) * frame_samples, stop)
+    return ids_T, StreamState(state.wav_S[stop - num_heard :], num_heard, end_frame, tuple(past))

@@ -2,8 +2,8 @@
 
 Place in the pipeline: layer 2; implements `protocols.SpeechTokenizer`. `model.SpeechTokenizer` adds the ASR half that it is
 trained with; a released checkpoint without that half is just this (`glm4_voice.py`).
-Trap: audio is cut into windows of `max_frames` (30 s), each tokenised as if it were alone (spec 1, 2.6). So position
-tables never end, and a token depends on its own window only.
+Trap: audio is cut into windows of `max_frames` (30 s), because position tables end there. A window knows of those before it
+only what it reads again, `context_frames`; 0 means hard cuts, as in the released tokenizer (spec 1, 2.6).
 """
 
 import hashlib
@@ -27,6 +27,10 @@ _ENCODING_KEYS = (  # the config fields that the tokens depend on
     "num_mels", "width", "num_heads", "ffn_width", "layers_below", "pooling", "block_frames", "max_frames", "causal",
     "codebook_size",
 )  # fmt: skip
+_LATER_KEYS = {
+    "features": "stream",
+    "context_frames": 0,
+}  # in the fingerprint when they are not this: older ones stay valid
 
 StreamState = streaming.StreamState | windows.WindowState
 
@@ -34,10 +38,22 @@ StreamState = streaming.StreamState | windows.WindowState
 @dataclass(frozen=True, kw_only=True)
 class TokenEncoderConfig(EncoderSizes):
     """`features`: "stream" hears nothing of the future and treats the last token as full; "whisper" is Whisper's own log-mel,
-    which sees the whole window, with the frames after the last sample masked, as the released GLM-4-Voice does."""
+    which sees the whole window, with the frames after the last sample masked, as the released GLM-4-Voice does.
+    `context_frames`: of its past that every window but a clip's first reads again, whole blocks (docs/decisions/0020-long-audio.md).
+    """
 
     codebook_size: int = 512
     features: MelMode = "stream"
+    context_frames: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unit = self.block_frames if self.causal else self.pooling
+        if not 0 <= self.context_frames < self.max_frames or self.context_frames % unit:
+            raise ValueError(
+                f"context_frames={self.context_frames} must be a multiple of {unit} frames (whole blocks and tokens) and less "
+                f"than max_frames={self.max_frames}; 0 cuts long audio into windows that know nothing of each other"
+            )
 
     def quantizer(self) -> VectorQuantizerConfig:
         return VectorQuantizerConfig(codebook_size=self.codebook_size, width=self.width)
@@ -59,6 +75,10 @@ class TokenEncoder(nn.Module):
         self.window_samples = FRAME_SAMPLES * config.max_frames
         self.vocab_size = config.codebook_size
         self.frame_rate = self.sample_rate / self.token_samples
+        self.context_samples = FRAME_SAMPLES * config.context_frames
+        self.rule = windows.WindowRule(
+            core=config.max_frames // config.pooling, context=config.context_frames // config.pooling
+        )
         self.streams_blocks = config.causal and config.features == "stream"
         frames = config.block_frames if self.streams_blocks else config.max_frames
         self.lookahead_s = (frames - config.pooling) * FRAME_SAMPLES / self.sample_rate
@@ -70,9 +90,9 @@ class TokenEncoder(nn.Module):
     def fingerprint(self) -> str:
         """12 hex digits of everything that the tokens depend on: sizes, weights below the bottleneck, codebook."""
         fields = asdict(self.config)
-        keys = _ENCODING_KEYS if self.config.features == "stream" else (*_ENCODING_KEYS, "features")
+        changed = [key for key, usual in _LATER_KEYS.items() if fields[key] != usual]
         weights = self._encoding_weights() | {"codebook": self.quantizer.codebook_KD}
-        return weights_fingerprint({k: fields[k] for k in keys}, weights)
+        return weights_fingerprint({key: fields[key] for key in (*_ENCODING_KEYS, *changed)}, weights)
 
     @torch.no_grad()
     def encode(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,8 +119,7 @@ class TokenEncoder(nn.Module):
         """
         if isinstance(state, streaming.StreamState):
             return streaming.step(self, wav_S, state, final)
-        rule = windows.WindowRule(core=self.window_samples // self.token_samples)
-        return windows.step(rule, self.token_samples, self._encode_alone, wav_S, state, final, self.device)
+        return windows.step(self.rule, self.token_samples, self._encode_alone, wav_S, state, final, self.device)
 
     def read_back(self, tokens: Sequence[np.ndarray]) -> list[str]:
         """Always a ValueError: a released tokenizer has no ASR half."""
@@ -127,9 +146,11 @@ class TokenEncoder(nn.Module):
         wav_BS = checked_audio(wav_BS, num_samples_B)
         wav_BS = windows.to_whole_tokens(wav_BS[:, : int(num_samples_B.max())], self.token_samples)
         parts = []
-        for start in range(0, wav_BS.shape[1], self.window_samples):
-            window_BS = wav_BS[:, start : start + self.window_samples]
-            parts.append(self.frames(window_BS, (num_samples_B - start).clamp(0, window_BS.shape[1]))[0])
+        for window in self.rule.windows(wav_BS.shape[1] // self.token_samples):
+            start = window.start * self.token_samples
+            window_BS = wav_BS[:, start : window.stop * self.token_samples]
+            pooled_BTD, _ = self.frames(window_BS, (num_samples_B - start).clamp(0, window_BS.shape[1]))
+            parts.append(pooled_BTD[:, window.first - window.start :])
         return torch.cat(parts, 1), -(-num_samples_B // self.token_samples)
 
     def _mel(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,14 @@ Trap: nothing of a window is certain before its last sample is there. Such a tok
 window; what is causal inside the window (`streaming.py`) need not wait.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+
+ENDLESS = sys.maxsize  # tokens of a clip whose end is not known
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,35 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRule:
-    """Each window gives `core` tokens and reads up to `margin` tokens more on either side, as far as the clip goes."""
+    """Each window gives `core` tokens and reads up to `margin` tokens more on either side, as far as the clip goes.
+
+    Carried context: a window after the first reads `context` tokens more before its own and gives as many fewer, so no window
+    is longer than the first, and every token but the clip's first ones has heard `context` tokens before it.
+    """
 
     core: int
     margin: int = 0
+    context: int = 0
 
     def __post_init__(self) -> None:
         if self.core < 1 or self.margin < 0:
             raise ValueError(f"core={self.core} must be at least 1 token and margin={self.margin} not negative")
+        if not 0 <= self.context < self.core:
+            raise ValueError(f"context={self.context} must be at least 0 and less than core={self.core} tokens")
 
     def window(self, first: int, num_tokens: int) -> Window:
-        """The window whose tokens begin with `first`, a multiple of `core`, in a clip of `num_tokens`."""
-        last = min(first + self.core, num_tokens)
-        return Window(max(first - self.margin, 0), min(last + self.margin, num_tokens), first, last)
+        """The window whose tokens begin with `first`, 0 or the `last` of another, in a clip of `num_tokens`."""
+        last = min(first + self.core - (self.context if first else 0), num_tokens)
+        start = max(first - self.margin - self.context, 0)
+        return Window(start, min(last + self.margin, num_tokens), first, last)
 
     def windows(self, num_tokens: int) -> Iterator[Window]:
         """All windows of a clip; their tokens follow each other without gap or overlap."""
-        for first in range(0, num_tokens, self.core):
-            yield self.window(first, num_tokens)
+        first = 0
+        while first < num_tokens:
+            window = self.window(first, num_tokens)
+            yield window
+            first = window.last
 
     @property
     def lookahead_tokens(self) -> int:
@@ -75,17 +89,15 @@ def step(
     waiting_S, first = torch.cat([state.wav_S, wav_S.to(device="cpu", dtype=torch.float32)]), state.first
     ids = [torch.zeros(0, dtype=torch.long, device=device)]
     while True:
-        start = max(first - rule.margin, 0)
-        stop = first + rule.core + rule.margin
-        num_known = start + -(-len(waiting_S) // token_samples)
-        complete = len(waiting_S) >= (stop - start) * token_samples
-        if not complete and not (final and num_known > first):
-            break
-        window = rule.window(first, stop if complete else num_known)
+        window = rule.window(first, ENDLESS)
+        if len(waiting_S) < (window.stop - window.start) * token_samples:
+            window = rule.window(first, window.start + -(-len(waiting_S) // token_samples))
+            if not final or window.last <= first:
+                break
         ids_T = encode_S(waiting_S[: (window.stop - window.start) * token_samples])
         ids.append(ids_T[window.first - window.start : window.last - window.start])
         first = window.last
-        waiting_S = waiting_S[(max(first - rule.margin, 0) - start) * token_samples :]
+        waiting_S = waiting_S[(rule.window(first, ENDLESS).start - window.start) * token_samples :]
     return torch.cat(ids), WindowState() if final else WindowState(waiting_S, first)
 
 

@@ -44,9 +44,11 @@ def hubert(folder: Path, **changes: Any) -> Any:
 # Windows of 2.4 s and blocks of 0.32 s that do not divide them: all edges occur in a few seconds of audio.
 KINDS: dict[str, Callable[[Path], Any]] = {
     "ours": lambda folder: build(),
+    "ours, context": lambda folder: build(context_frames=48),  # 0.96 s, three blocks
     "ours, 6.25 Hz": lambda folder: build(pooling=8, width=48),
     "ours, Whisper's features": lambda folder: build(features="whisper"),
     "ours, full attention": lambda folder: build(causal=False),
+    "ours, context, full attention": lambda folder: build(causal=False, context_frames=44),
     "GLM-4-Voice": glm4_voice,
     "HuBERT": hubert,
     "HuBERT, normalised": lambda folder: hubert(folder, units={"normalize": True}, do_stable_layer_norm=True),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import speechquilt.recipes
 from speechquilt import audio, cli
 from speechquilt.data import bulk
-from speechquilt.data.audio_files import End, Piece
+from speechquilt.data.audio_files import End, Piece, cut
 from speechquilt.data.corpus import read_utterances
 from speechquilt.data.shards import ShardFolder, read_documents
 from speechquilt.data.spoken import SpokenFolder
@@ -96,8 +96,8 @@ def test_documents_are_those_of_a_corpus_in_memory(speech_folder, tokenizer_dir,
 
 
 def load_kind(kind: str, folder: Path) -> Any:
-    if kind == "ours":
-        return build()
+    if kind.startswith("ours"):
+        return build(context_frames=48 if "context" in kind else 0)
     if kind == "HuBERT":
         tiny_tokenizers.hubert(folder)
     else:
@@ -106,7 +106,7 @@ def load_kind(kind: str, folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["ours", "GLM-4-Voice", "HuBERT"])
+@pytest.fixture(scope="module", params=["ours", "ours, context", "GLM-4-Voice", "HuBERT"])
 def any_tokenizer(request, tmp_path_factory) -> Any:
     return load_kind(request.param, tmp_path_factory.mktemp("kind"))
 
@@ -122,11 +122,12 @@ def test_any_batching_gives_the_offline_tokens(any_tokenizer, lengths, seed, dat
     """Recordings of up to 7.5 s in pieces of at most 2.4 s, in pools that cut recordings anywhere; some are rejected."""
     waves = [noise(n / 16000, 16000, seed + i).samples_S for i, n in enumerate(lengths)]
     rejected = data.draw(st.sets(st.integers(0, len(lengths) - 1)))
-    piece = min(recipe.piece_samples(any_tokenizer), 38_400)
+    sizes = recipe.piece_sizes(any_tokenizer)
+    piece, repeated = min(sizes["piece_samples"], 38_400), sizes["repeated_samples"]
 
     def events():
         for i, wave_S in enumerate(waves):
-            yield from (Piece(file=i, samples_S=wave_S[a : a + piece]) for a in range(0, len(wave_S), piece))
+            yield from cut([wave_S], i, piece, repeated)
             yield End(file=i, reject="late" if i in rejected else "", duration_s=len(wave_S) / 16000)
 
     batch_seconds = data.draw(st.sampled_from([0.3, 1.0, 60.0]))
