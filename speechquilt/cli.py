@@ -19,6 +19,7 @@ start here:
   speechquilt story own speech=DIR text=DIR  the same stages on a folder of audio with transcripts and a folder of text
 
   speechquilt study patching                 baseline, BPE and six ways to patch, three seeds each, over an hour on two cores
+  speechquilt study interleaving             what interleaved data is worth: its spoken ratio, amount and kind, three seeds each
 
 one stage at a time:
   speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
@@ -88,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(story)
 
     study = add("study", _study, "compare ways of doing one thing on the micro-world, over several seeds")
-    study.add_argument("name", choices=["patching"], help="patching: how to group speech tokens")
+    study.add_argument(
+        "name",
+        choices=["patching", "interleaving"],
+        help="patching: how to group speech tokens; interleaving: what interleaved data is worth",
+    )
     _add_settings(study)
 
     plan = add("plan", _plan, "what a run of the papers' size costs: tokens, GPU-hours, storage, memory, time")
@@ -169,9 +174,13 @@ def _story(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import patching
+    from speechquilt.recipes import interleaving, patching
 
-    _run_with_settings(patching.PatchingConfig, patching.study, arguments)
+    recipes = {
+        "patching": (patching.PatchingConfig, patching.study),
+        "interleaving": (interleaving.InterleavingConfig, interleaving.study),
+    }
+    _run_with_settings(*recipes[arguments.name], arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -181,10 +190,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import entropy, own
+    from functools import partial
+
+    from speechquilt.recipes import entropy, own, tokenizer_corpora
 
     recipes = {
-        "tokenizer": (own.TokenizerRun, own.run_tokenizer),
+        "tokenizer": (partial(tokenizer_corpora.preset_run, arguments.settings), tokenizer_corpora.run_tokenizer),
         "text_to_token": (own.TextToTokenRun, own.run_text_to_token),
         "entropy": (entropy.EntropyRun, entropy.run),
         "lm": (own.LMTraining, own.run_lm),

@@ -29,7 +29,7 @@ from speechquilt.recipes.corpus import folder_corpus
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
 from speechquilt.recipes.speech import encode_all, text_tokenizer_of
 from speechquilt.recipes.speech import tokenize as tokenize_utterances
-from speechquilt.recipes.stage import Story, make_folder, write_json
+from speechquilt.recipes.stage import Story, make_folder, report, required, write_json
 from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.text import TextTokenizer
@@ -40,15 +40,6 @@ from speechquilt.train import distributed
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.types import Segment
 from speechquilt.vocab import Vocab
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerRun:
-    """`speech`: folder of audio with transcripts."""
-
-    speech: str = ""
-    run_dir: str = "runs/tokenizer"
-    recipe: TokenizerRecipe = defaults.TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +98,7 @@ class OwnConfig:
 def story(settings: OwnConfig) -> None:
     """All stages on a folder; ends with results.json and held-out losses."""
     stages = Story(Path(settings.run_dir))
-    corpus = folder_corpus(_folder("speech", settings.speech), Path(settings.text) if settings.text else None)
+    corpus = folder_corpus(required("speech", settings.speech), Path(settings.text) if settings.text else None)
     for reject in corpus.rejects:
         print(f"  left out {reject.id}: {reject.reason}")
     texts = [u.text for u in corpus.sentences] + [t.text for t in corpus.texts]
@@ -171,19 +162,10 @@ def story(settings: OwnConfig) -> None:
     )
 
 
-def run_tokenizer(settings: TokenizerRun) -> None:
-    """`speechquilt train tokenizer`."""
-    corpus = folder_corpus(_folder("speech", settings.speech), None)
-    make_folder(Path(settings.run_dir))
-    texts = TextTokenizer.train([u.text for u in corpus.sentences], settings.recipe.model.text_vocab_size)
-    found = train_tokenizer(settings.recipe, texts, corpus.sentences, corpus.held_out, Path(settings.run_dir))
-    report(found, Path(settings.run_dir), f"speechquilt tokenize AUDIO SHARDS --tokenizer {settings.run_dir}")
-
-
 def run_text_to_token(settings: TextToTokenRun) -> None:
     """`speechquilt train text_to_token`."""
-    corpus = folder_corpus(_folder("speech", settings.speech), None)
-    tokenizer = SpeechTokenizer.load(_folder("tokenizer", settings.tokenizer))
+    corpus = folder_corpus(required("speech", settings.speech), None)
+    tokenizer = SpeechTokenizer.load(required("tokenizer", settings.tokenizer))
     make_folder(Path(settings.run_dir))
     held_out = [u.text for u in corpus.held_out]
     found = train_text_to_token(settings.recipe, tokenizer, corpus.sentences, held_out, Path(settings.run_dir))
@@ -326,16 +308,4 @@ def tokenizer_and_shards(tokenizer: str, shards: dict[str, str]) -> tuple[Speech
     """What every training on shards needs. Raises ValueError when the settings do not name it."""
     if not shards:
         raise ValueError('shards is empty; name at least one, for example shards=\'{"speech": "shards/speech"}\'')
-    return SpeechTokenizer.load(_folder("tokenizer", tokenizer)), {s: Path(path) for s, path in shards.items()}
-
-
-def _folder(key: str, value: str) -> Path:
-    if not value:
-        raise ValueError(f"{key} is not set; give {key}=FOLDER")
-    return Path(value)
-
-
-def report(found: dict[str, Any], folder: Path, following: str) -> None:
-    """The clear end of a command: what was found, what was made, what to run next."""
-    print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
-    print(f"\nmade     {folder}\nnext     {following}")
+    return SpeechTokenizer.load(required("tokenizer", tokenizer)), {s: Path(path) for s, path in shards.items()}

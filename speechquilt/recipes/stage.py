@@ -82,6 +82,19 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
+def required(key: str, value: str) -> Path:
+    """A folder that must be named. Raises ValueError when the setting is empty."""
+    if not value:
+        raise ValueError(f"{key} is not set; give {key}=FOLDER")
+    return Path(value)
+
+
+def report(found: dict[str, Any], folder: Path, following: str) -> None:
+    """The clear end of a command: what was found, what was made, what to run next."""
+    print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
+    print(f"\nmade     {folder}\nnext     {following}")
+
+
 def _plain(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {k: _plain(v) for k, v in settings.items()}

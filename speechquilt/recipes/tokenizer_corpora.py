@@ -1,14 +1,13 @@
-"""Train the speech tokenizer on real corpora: folders, Hugging Face datasets and lhotse manifests, mixed at a ratio.
+"""`speechquilt train tokenizer`: on one folder, or on folders, Hugging Face datasets and lhotse manifests mixed at a ratio.
 
-`python -m speechquilt.recipes.tokenizer_corpora SIZE key=value ...`, also under torchrun; docs/how-to/train-a-tokenizer.md.
-
-Place in the pipeline: layer 4, over `tokenizer` (the training) and `tokenizer_presets` (sizes and their cost). Audio stays on
-disk; only the held-out recordings are decoded into memory.
-Trap: held-out recordings come from corpora of their own. A share of the training data would hold the same speakers.
+Place in the pipeline: layer 4, over `tokenizer` (the training) and `tokenizer_presets` (sizes and their cost). Also under
+torchrun; docs/how-to/train-a-tokenizer.md. With `sources`, audio stays on disk and only the held-out recordings are decoded
+into memory; `speech` is for a folder that fits into memory.
+Trap: the held-out recordings of `sources` come from corpora of their own. A share of the training data would hold the same
+speakers, as the one in twenty of `speech` does.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +17,10 @@ from speechquilt import config as configs
 from speechquilt.config import nearest
 from speechquilt.data.corpus import Reject
 from speechquilt.data.speech_corpora import CutCorpus, DatasetCorpus, FolderCorpus, Mix, SpeechCorpus
-from speechquilt.recipes.stage import make_folder, write_json
+from speechquilt.recipes.corpus import folder_corpus
+from speechquilt.recipes.stage import make_folder, report, required, write_json
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
-from speechquilt.recipes.tokenizer_presets import RECIPES
+from speechquilt.recipes.tokenizer_presets import DEFAULT, RECIPES
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.train import distributed
 from speechquilt.types import Utterance
@@ -60,47 +60,87 @@ class SpeechSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorporaRun:
-    """`sources` are trained on, the first `held_out_recordings` usable ones of `held_out` are measured on."""
+class TokenizerRun:
+    """`speech`: a folder of audio with transcripts, of which one recording in twenty is held out. Or `sources`, which are trained
+    on, and `held_out`, whose first `held_out_recordings` usable ones are measured on. `preset`: where `recipe` starts from
+    (`tokenizer_presets.RECIPES`); the other settings change it.
+    """
 
+    preset: str = DEFAULT
+    speech: str = ""
     sources: tuple[SpeechSource, ...] = ()
     held_out: tuple[SpeechSource, ...] = ()
     held_out_recordings: int = 500
     run_dir: str = "runs/tokenizer"
-    recipe: TokenizerRecipe = RECIPES["two_cores"]
+    recipe: TokenizerRecipe = RECIPES[DEFAULT]
 
 
-def preset_run(name: str) -> CorporaRun:
-    """A run with one of the shipped sizes; sources and, for the large ones, `recipe.start` are still to be set.
+def preset_run(assignments: Sequence[str] = ()) -> TokenizerRun:
+    """What `assignments` (key=value) are to be applied to: the recipe of the preset that they name, wherever they name it.
 
-    Raises ValueError naming the known sizes.
+    Raises ValueError naming the known presets.
     """
+    named = [a for a in assignments if a.partition("=")[0] == "preset"]
+    name = configs.override(TokenizerRun(), named).preset
     if name not in RECIPES:
-        raise ValueError(f"unknown size {name!r}; {nearest(name, list(RECIPES))}")
-    return CorporaRun(recipe=RECIPES[name])
+        raise ValueError(f"preset={name!r} is unknown; {nearest(name, list(RECIPES))}")
+    return TokenizerRun(preset=name, recipe=RECIPES[name])
 
 
-def train_on_corpora(run: CorporaRun) -> dict[str, Any]:
-    """Train into `run_dir`; returns and writes (`results.json`) what `train_tokenizer` measures. Resumes by itself."""
-    if not run.sources or not run.held_out:
-        raise ValueError(
-            'sources and held_out need at least one corpus each, for example {"kind": "folder", "path": "speech"}'
+def run_tokenizer(run: TokenizerRun) -> None:
+    """`speechquilt train tokenizer`; resumes by itself. Writes what was measured to `results.json`, and prints it."""
+    try:
+        found = train_on_speech(run)
+        if distributed.rank() == 0:
+            report(found, Path(run.run_dir), f"speechquilt tokenize AUDIO SHARDS --tokenizer {run.run_dir}")
+    finally:
+        distributed.stop()
+
+
+def train_on_speech(run: TokenizerRun) -> dict[str, Any]:
+    """Train into `run_dir`; returns and writes what `train_tokenizer` measures.
+
+    Raises ValueError or FileNotFoundError naming the setting that is missing, the corpus that cannot be used, or the column
+    that it lacks.
+    """
+    train, held_out, texts = _speech(run)
+    if run.preset != DEFAULT and not run.recipe.start:
+        print(
+            f"  recipe.start is not set: preset={run.preset} begins from random weights, its lr is meant for a Whisper's"
         )
+    # A recipe that starts from a Whisper takes its text tokenizer.
+    text_tokenizer = None if run.recipe.start else TextTokenizer.train(texts, run.recipe.model.text_vocab_size)
     folder = Path(run.run_dir)
     make_folder(folder)
+    found = train_tokenizer(run.recipe, text_tokenizer, train, held_out, folder)
+    if distributed.rank() == 0:
+        write_json(folder / RESULTS_FILE, found)
+    return found
+
+
+def _speech(run: TokenizerRun) -> tuple[Sequence[Utterance] | Mix, Sequence[Utterance], Iterable[str]]:
+    """What to train on, what to measure on, and the transcripts that the text tokenizer is made from."""
+    if run.speech and (run.sources or run.held_out):
+        raise ValueError(
+            f"speech={run.speech!r} and sources or held_out are both set; give one folder as speech, or all corpora as sources"
+        )
+    if not (run.sources or run.held_out):
+        corpus = folder_corpus(required("speech", run.speech), None)
+        return corpus.sentences, corpus.held_out, [u.text for u in corpus.sentences]
+    if not run.sources or not run.held_out:
+        raise ValueError(
+            'sources and held_out need at least one corpus each, for example \'[{"kind": "folder", "path": "speech"}]\''
+        )
     mix = Mix(corpora=[source.open() for source in run.sources], ratio=[source.ratio for source in run.sources])
     held_out = list(islice(_usable(source.open() for source in run.held_out), run.held_out_recordings))
     if not held_out:
         raise ValueError(
             f"no recording of held_out={[s.path for s in run.held_out]} can be used; choose another corpus"
         )
-    found = train_tokenizer(run.recipe, _text_tokenizer(run.recipe, mix), mix, held_out, folder)
-    if distributed.rank() == 0:
-        write_json(folder / RESULTS_FILE, found)
-    return found
+    return mix, held_out, _transcripts(mix.corpora)
 
 
-def _usable(corpora: Iterator[SpeechCorpus]) -> Iterator[Utterance]:
+def _usable(corpora: Iterable[SpeechCorpus]) -> Iterator[Utterance]:
     for corpus in corpora:
         for index in range(len(corpus)):
             if isinstance(corpus.entry(index), Reject):
@@ -111,31 +151,9 @@ def _usable(corpora: Iterator[SpeechCorpus]) -> Iterator[Utterance]:
                 print(f"  held-out recording {index} left out: {error}")
 
 
-def _text_tokenizer(recipe: TokenizerRecipe, mix: Mix) -> TextTokenizer | None:
-    """Made from the transcripts; None when the recipe starts from a Whisper, which brings its own."""
-    if recipe.start:
-        return None
-    return TextTokenizer.train(_transcripts(mix.corpora), recipe.model.text_vocab_size)
-
-
 def _transcripts(corpora: Sequence[SpeechCorpus]) -> Iterator[str]:
     for corpus in corpora:
         for index in range(min(len(corpus), TEXTS_FOR_VOCABULARY)):
             entry = corpus.entry(index)
             if not isinstance(entry, Reject):
                 yield spoken_form(entry.text)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`SIZE key=value ...`"""
-    if not arguments:
-        raise ValueError(f"give a size first: {', '.join(RECIPES)}")
-    name, *settings = arguments
-    try:
-        train_on_corpora(configs.override(preset_run(name), settings))
-    finally:
-        distributed.stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -70,18 +70,27 @@ LARGE = TokenizerRecipe(
 )
 """The paper's: start=FOLDER of whisper-large-v3, a Mix at RATIO. On `PAPER_RANKS` GPUs."""
 
-ONE_GPU = TokenizerRecipe(
-    model=replace(preset("small", 12.5), read_back_head="attention"),
-    train=_train(ONE_GPU_STEPS, lr=5e-5, accumulate=ONE_GPU_ACCUMULATE),
-    batch_seconds=ONE_GPU_BATCH_S,
-    gain_db=3.0,
-    sorted_epochs=0,
-    threads=8,
-    evaluate_every=1000,
-)
-"""start=FOLDER of whisper-small, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller model and batch."""
 
-RECIPES = {"two_cores": defaults.TOKENIZER, "one_gpu": ONE_GPU, "large": LARGE}
+def one_gpu(size: str) -> TokenizerRecipe:
+    """start=FOLDER of the Whisper of this size, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller
+    model and batch."""
+    return TokenizerRecipe(
+        model=replace(preset(size, 12.5), read_back_head="attention"),
+        train=_train(ONE_GPU_STEPS, lr=5e-5, accumulate=ONE_GPU_ACCUMULATE),
+        batch_seconds=ONE_GPU_BATCH_S,
+        gain_db=3.0,
+        sorted_epochs=0,
+        threads=8,
+        evaluate_every=1000,
+    )
+
+
+DEFAULT = "toy"
+RECIPES = {
+    DEFAULT: defaults.TOKENIZER,
+    **{size: one_gpu(size) for size in ("tiny", "base", "small", "medium")},
+    "large": LARGE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

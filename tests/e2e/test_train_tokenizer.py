@@ -24,7 +24,7 @@ def test_two_ranks_train_from_a_folder_and_leave_one_tokenizer(tmp_path: Path) -
     source = json.dumps([{"kind": "folder", "path": str(speech)}])
     settings = [f"sources={source}", f"held_out={source}", f"recipe={json.dumps(configs.to_dict(recipe))}"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    module = ["-m", "speechquilt.recipes.tokenizer_corpora", "two_cores", f"run_dir={tmp_path / 'run'}"]
+    module = ["-m", "speechquilt.cli", "train", "tokenizer", f"run_dir={tmp_path / 'run'}"]
     done = subprocess.run([*launcher, *module, *settings], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line["step"] for line in read_held_out(tmp_path / "run")] == [4, 7]

@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speechquilt import audio
 from speechquilt import config as configs
+from speechquilt.cli import main
+from speechquilt.recipes import defaults
 from speechquilt.recipes import tokenizer as recipes
 from speechquilt.recipes import tokenizer_presets as presets
 from speechquilt.recipes.tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
-from speechquilt.recipes.tokenizer_corpora import CorporaRun, SpeechSource, main, preset_run, train_on_corpora
+from speechquilt.recipes.tokenizer_corpora import SpeechSource, TokenizerRun, preset_run, train_on_speech
 from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
@@ -86,16 +88,16 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
     pseudo = {"kind": "dataset", "path": str(tmp_path / "disk"), "ratio": 3, "text_column": "said"}
     pseudo["audio_column"] = "sound"
     recipe = replace(RECIPE, threads=2, augment=SpecAugmentConfig(time_frames=20), evaluate_every=5)
-    main(
-        [
-            "two_cores",
-            f"run_dir={tmp_path / 'run'}",
-            f"recipe={json.dumps(configs.to_dict(recipe))}",
-            f"sources={json.dumps([supervised, pseudo])}",
-            f"held_out={json.dumps([supervised | {'path': str(tmp_path / 'test')}])}",
-            "held_out_recordings=2",
-        ]
-    )
+    arguments = [
+        "train",
+        "tokenizer",
+        f"run_dir={tmp_path / 'run'}",
+        f"recipe={json.dumps(configs.to_dict(recipe))}",
+        f"sources={json.dumps([supervised, pseudo])}",
+        f"held_out={json.dumps([supervised | {'path': str(tmp_path / 'test')}])}",
+        "held_out_recordings=2",
+    ]
+    assert main(arguments) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["tokenizer.wer_n"] == 2
     assert found["tokenizer.steps"] == TRAIN.steps
@@ -106,17 +108,31 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
 
 
 def test_a_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sources and held_out need at least one corpus"):
-        train_on_corpora(CorporaRun())
     here = SpeechSource(kind="folder", path=str(tmp_path))
+    with pytest.raises(ValueError, match="speech is not set"):
+        train_on_speech(TokenizerRun())
+    with pytest.raises(ValueError, match="sources and held_out need at least one corpus"):
+        train_on_speech(TokenizerRun(sources=(here,)))
+    with pytest.raises(ValueError, match="speech='x' and sources or held_out are both set"):
+        train_on_speech(TokenizerRun(speech="x", held_out=(here,)))
     with pytest.raises(ValueError, match="holds no audio"):
-        train_on_corpora(CorporaRun(sources=(here,), held_out=(here,), run_dir=str(tmp_path / "run")))
+        train_on_speech(TokenizerRun(sources=(here,), held_out=(here,), run_dir=str(tmp_path / "run")))
     with pytest.raises(FileNotFoundError, match="give a manifest of cuts"):
         SpeechSource(kind="cuts", path=str(tmp_path / "cuts.jsonl.gz")).open()
-    with pytest.raises(ValueError, match="did you mean large"):
-        main(["larg"])
-    with pytest.raises(ValueError, match="two_cores, one_gpu, large"):
-        main([])
+    with pytest.raises(ValueError, match="preset='larg' is unknown; did you mean large"):
+        preset_run(["preset=larg"])
+
+
+def test_settings_change_the_preset_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--show` prints the run as it would be: the preset's recipe with the other settings applied to it."""
+    assert (
+        main(["train", "tokenizer", "recipe.batch_seconds=100", "preset=large", "recipe.start=whisper", "--show"]) == 0
+    )
+    shown = configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out))
+    recipe = replace(presets.LARGE, start="whisper", batch_seconds=100.0)
+    assert shown == TokenizerRun(preset="large", recipe=recipe)
+    assert main(["train", "tokenizer", "--show"]) == 0
+    assert configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out)).recipe == defaults.TOKENIZER
 
 
 def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) -> None:
@@ -149,12 +165,12 @@ def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", presets.RECIPES)
 def test_shipped_sizes_build_and_survive_json(name: str) -> None:
-    run = preset_run(name)
-    assert configs.from_dict(CorporaRun, configs.to_dict(run)) == run
+    run = preset_run([f"preset={name}"])
+    assert configs.from_dict(TokenizerRun, configs.to_dict(run)) == run
     with torch.device("meta"):
         model = SpeechTokenizer(run.recipe.model)
     assert model.frame_rate == 12.5
-    assert model.vocab_size == (256 if name == "two_cores" else 16384)
+    assert model.vocab_size == (256 if name == "toy" else 16384)
 
 
 def test_the_large_recipe_is_the_papers() -> None:
@@ -173,7 +189,7 @@ def test_the_cost_is_audio_times_flops_over_speed() -> None:
     found = presets.cost(presets.LARGE, ranks=presets.PAPER_RANKS)
     assert found.audio_hours == pytest.approx(presets.PAPER_HOURS, rel=1e-3)
     assert found.gpu_hours == pytest.approx(found.flops / (0.4 * 989e12 * 3600))
-    assert presets.cost(presets.ONE_GPU, ranks=1).gpu_hours < 24
+    assert presets.cost(presets.RECIPES["small"], ranks=1).gpu_hours < 24
     assert presets.cost(presets.LARGE, ranks=1).flops * presets.PAPER_RANKS == pytest.approx(found.flops)
 
 
