@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,18 +27,19 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from speechquilt import config
+from speechquilt.data.progress import LOOK_EVERY_S, Progress
 from speechquilt.data.shards import MANIFEST, REJECTS, ItemWriter, ShardInfo, is_complete
 
 JOB_FOLDER = "job"
+STATS, SHARD_STATS = "stats.json", "shard_stats.jsonl"
 _JOB, _ITEMS, _PARTS = "job.json", "items.parquet", "parts"
-_LOOK_EVERY_S = 0.5  # how often the parent looks at its workers' counters
 
 BulkItem = dict[str, Any]  # plain JSON data: one row of the input list
 TaskFunction = Callable[[Sequence[BulkItem], "TaskWriter"], None]
-Tell = Callable[[int, float], None]  # (items done, amount of work in them)
+Tell = Callable[[float, float], None]  # (items done, or the part of one, and the amount of work in them)
+Counts = dict[str, Any]  # names -> whole numbers, or again such counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,16 @@ class Work(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A prepared job. `outputs` by the name of their folder; the first takes the rejects and is made even when empty."""
+    """A prepared job. `outputs` by the name of their folder ("." is the job's own); the first takes the rejects and is made
+    even when empty. `summarise`: what `TaskWriter.count` was given by all tasks, added up -> what `stats.json` says.
+    """
 
     folder: Path
     work: Work
     outputs: Mapping[str, Output]
     num_items: int
     items_per_task: int
+    summarise: Callable[[Counts], Counts] = dict
 
     @property
     def num_tasks(self) -> int:
@@ -99,6 +102,7 @@ class TaskWriter:
     def __init__(self, folder: Path, outputs: Mapping[str, Output], tell: Tell) -> None:
         self.folder, self.outputs, self.tell = folder, outputs, tell
         self._open: dict[str, ItemWriter] = {}
+        self._counts: Counts = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> "TaskWriter":
@@ -107,6 +111,12 @@ class TaskWriter:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+        if self._counts and exception[0] is None:
+            _write_json(self.folder / STATS, self._counts)
+
+    def count(self, counts: Counts) -> None:
+        """Add to what the shards' `stats.json` will say of all tasks; whole numbers, so that order does not matter."""
+        self._counts = add_counts(self._counts, counts)
 
     def write(self, output: str, item: Any, text: str = "") -> None:
         """Add one item to the output of this name, with the text behind it."""
@@ -135,6 +145,7 @@ def prepare(
     items: Iterable[BulkItem],
     *,
     items_per_task: int,
+    summarise: Callable[[Counts], Counts] = dict,
 ) -> Job:
     """Write the input list into `folder`, or check that it is the one the folder was begun with.
 
@@ -166,7 +177,14 @@ def prepare(
         temporary.unlink(missing_ok=True)
     if old is None:
         _write_json(job_folder / _JOB, {"fingerprint": fingerprint, "items": num_items})
-    return Job(folder=folder, work=work, outputs=outputs, num_items=num_items, items_per_task=items_per_task)
+    return Job(
+        folder=folder,
+        work=work,
+        outputs=outputs,
+        num_items=num_items,
+        items_per_task=items_per_task,
+        summarise=summarise,
+    )
 
 
 def counts_of(folder: Path) -> dict[str, int] | None:
@@ -201,7 +219,7 @@ def run_local(job: Job, workers: int) -> None:
         raise ValueError(f"workers={workers} must be at least 1")
     numbers = job.unfinished()
     done = job.num_items - sum(_num_items(job, number) for number in numbers)
-    with _Progress(job, done) as progress:
+    with Progress(job.folder.name, job.work.unit, total=job.num_items, done=done) as progress:
         if workers == 1 or len(numbers) < 2:
             _run_here(job, numbers, progress)
         else:
@@ -211,8 +229,8 @@ def run_local(job: Job, workers: int) -> None:
 def merge(job: Job, max_reject_ratio: float = 0.1) -> dict[str, int]:
     """All tasks are done -> finished shard folders; returns counts. May be repeated after a kill at any point.
 
-    Raises ValueError when a task is missing or damaged, when nothing came out, or when rejects / (items) is above
-    `max_reject_ratio`; the tasks stay, so a higher limit needs no work again.
+    Raises ValueError when a task is missing or damaged, when nothing came out, or when rejects / (items of the first output
+    + rejects) is above `max_reject_ratio`; the tasks stay, so a higher limit needs no work again.
     """
     if not 0 <= max_reject_ratio <= 1:
         raise ValueError(f"max_reject_ratio={max_reject_ratio} must be between 0 and 1")
@@ -225,6 +243,7 @@ def merge(job: Job, max_reject_ratio: float = 0.1) -> dict[str, int]:
     primary = next(iter(job.outputs))
     manifests = {name: _manifests(job, name) for name in job.outputs}
     _check_rejects(job, manifests[primary], max_reject_ratio)
+    _merge_stats(job)
     counts = {"rejects": sum(sum(m["rejects"].values()) for m in manifests[primary].values())}
     for name, parts in manifests.items():
         counts[name] = sum(m["documents"] for m in parts.values())
@@ -273,32 +292,7 @@ def _num_items(job: Job, number: int) -> int:
     return min(job.items_per_task, job.num_items - number * job.items_per_task)
 
 
-class _Progress:
-    """Items done of all, with rate and time left, and the amount of work per second."""
-
-    def __init__(self, job: Job, done: int) -> None:
-        self.unit = job.work.unit
-        self.bar = tqdm(total=job.num_items, initial=done, unit="item", desc=job.folder.name, mininterval=_LOOK_EVERY_S)
-        self.begin, self.items, self.amount = time.monotonic(), 0, 0.0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def add(self, items: int, amount: float) -> None:
-        self.show(self.items + items, self.amount + amount)
-
-    def show(self, items: int, amount: float) -> None:
-        """All that was done since the start of this run."""
-        new, self.items, self.amount = items - self.items, items, amount
-        seconds = max(1e-3, time.monotonic() - self.begin)
-        self.bar.set_postfix_str(f"{amount / seconds:.3g} {self.unit} per s", refresh=False)
-        self.bar.update(new)
-
-
-def _run_here(job: Job, numbers: Sequence[int], progress: _Progress) -> None:
+def _run_here(job: Job, numbers: Sequence[int], progress: Progress) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same bits as in a worker
     try:
@@ -310,7 +304,7 @@ def _run_here(job: Job, numbers: Sequence[int], progress: _Progress) -> None:
         torch.set_num_threads(threads)
 
 
-def _run_pool(job: Job, numbers: Sequence[int], workers: int, progress: _Progress) -> None:
+def _run_pool(job: Job, numbers: Sequence[int], workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     # Each worker writes to its own two places and nobody else does: no lock that a killed worker could keep.
     counters = context.RawArray("d", 2 * workers)
@@ -321,8 +315,8 @@ def _run_pool(job: Job, numbers: Sequence[int], workers: int, progress: _Progres
     try:
         futures = {pool.submit(_run_in_worker, number) for number in numbers}
         while futures:
-            finished, futures = wait(futures, timeout=_LOOK_EVERY_S, return_when=FIRST_COMPLETED)
-            progress.show(int(sum(counters[0::2])), sum(counters[1::2]))
+            finished, futures = wait(futures, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+            progress.show(sum(counters[0::2]), sum(counters[1::2]))
             _raise_first(finished)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -378,7 +372,9 @@ def _check_rejects(job: Job, manifests: Mapping[int, dict[str, Any]], max_reject
     reasons: Counter[str] = Counter()
     for manifest in manifests.values():
         reasons.update(manifest["rejects"])
-    rejected, total = sum(reasons.values()), job.num_items
+    documents = sum(m["documents"] for m in manifests.values())
+    rejected = sum(reasons.values())
+    total = documents + rejected
     listed = f"{dict(reasons.most_common(5))}; every one is listed in {job.folder / JOB_FOLDER / _PARTS}/*/*/{REJECTS}"
     if rejected and not sum(m["documents"] for m in manifests.values()):
         raise ValueError(f"all {rejected} of {total} items were rejected: {listed}")
@@ -401,8 +397,8 @@ def _merge_output(job: Job, name: str, manifests: Mapping[int, dict[str, Any]]) 
             tokens.update(manifest["tokens"])
             rejects.update(manifest["rejects"])
             for shard in manifest["shards"]:  # at most one
-                target = folder / f"shard-{number:06d}.parquet"
-                _move(part / shard["file"], target, shard["bytes"])
+                target = folder / _shard_name(number)
+                _move(job.part(number), part / shard["file"], target, shard["bytes"])
                 shards.append({**shard, "file": target.name})
     merged = {
         **next(iter(manifests.values())),
@@ -414,13 +410,38 @@ def _merge_output(job: Job, name: str, manifests: Mapping[int, dict[str, Any]]) 
     _write_json(folder / MANIFEST, merged)
 
 
-def _move(source: Path, target: Path, num_bytes: int) -> None:
+def _merge_stats(job: Job) -> None:
+    """The counts of every shard as a line, and of all together; tasks that counted nothing leave no trace."""
+    paths = [(number, job.part(number) / STATS) for number in range(job.num_tasks)]
+    paths = [(number, path) for number, path in paths if path.is_file()]
+    if not paths:
+        return
+    total: Counts = {}
+    with _replacing(job.folder / SHARD_STATS) as lines:
+        for number, path in paths:
+            counts = json.loads(path.read_text(encoding="utf-8"))
+            total = add_counts(total, counts)
+            lines.write(json.dumps({"shard": _shard_name(number), **counts}).encode() + b"\n")
+    _write_json(job.folder / STATS, job.summarise(total))
+
+
+def add_counts(a: Counts, b: Counts) -> Counts:
+    """Number by number, however deep they lie; a name that one side lacks counts as nothing there."""
+    added = {k: add_counts(a.get(k, {}), v) if isinstance(v, Mapping) else a.get(k, 0) + v for k, v in b.items()}
+    return {**a, **added}
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.parquet"
+
+
+def _move(part: Path, source: Path, target: Path, num_bytes: int) -> None:
     """Rename; done already when an earlier merge was killed after it."""
     if source.is_file():
         os.replace(source, target)
     if not target.is_file() or target.stat().st_size != num_bytes:
         raise ValueError(
-            f"{target} is missing or has not the {num_bytes} bytes that its task wrote; delete {source.parents[1]} "
+            f"{target} is missing or has not the {num_bytes} bytes that its task wrote; delete {part} "
             "and run the command again, which does that task once more"
         )
 
