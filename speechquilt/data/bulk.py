@@ -343,7 +343,7 @@ class _Worker:
     def function(self) -> TaskFunction:
         return self.job.work.open(self.number)
 
-    def tell(self, items: int, amount: float) -> None:
+    def tell(self, items: float, amount: float) -> None:
         self.counters[2 * self.number] += items
         self.counters[2 * self.number + 1] += amount
 
@@ -425,7 +425,7 @@ def _merge_stats(job: Job) -> None:
     _write_json(job.folder / STATS, job.summarise(total))
 
 
-def add_counts(a: Counts, b: Counts) -> Counts:
+def add_counts(a: Mapping[str, Any], b: Mapping[str, Any]) -> Counts:
     """Number by number, however deep they lie; a name that one side lacks counts as nothing there."""
     added = {k: add_counts(a.get(k, {}), v) if isinstance(v, Mapping) else a.get(k, 0) + v for k, v in b.items()}
     return {**a, **added}
