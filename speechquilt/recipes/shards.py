@@ -21,7 +21,7 @@ from speechquilt.data.spoken import SpokenWriter
 from speechquilt.protocols import TextToToken
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
-from speechquilt.types import Document, Segment
+from speechquilt.types import Document, Segment, SpokenSpan
 from speechquilt.vocab import Vocab
 
 INSTRUCTIONS = {"asr": "transcribe:", "tts": "say:"}
@@ -115,7 +115,7 @@ def interleaved_documents(
     )
     progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
     while batch := [p for _, p in zip(range(chunk), plans)]:
-        spans = [(span, plan.seed + i) for _, plan in batch for i, span in enumerate(plan.spans)]
+        spans = [(span, plan.seed + i) for _, plan in batch for i, span in enumerate(plan.spoken_spans)]
         spoken = iter(speaker.generate([s for s, _ in spans], [seed for _, seed in spans]))
         for text, plan in batch:
             mine = [next(spoken) for _ in plan.spans]
@@ -123,6 +123,13 @@ def interleaved_documents(
             yield document, text.text
         progress.update(len(batch))
     progress.close()
+
+
+def speak(plans: Sequence[interleave.InterleavePlan], speaker: TextToToken) -> list[list[SpokenSpan]]:
+    """The spans of all plans in one call, so that its rows stay full -> those of each plan."""
+    texts = [(span, plan.seed + i) for plan in plans for i, span in enumerate(plan.spans)]
+    spoken = iter(speaker.generate([text for text, _ in texts], [seed for _, seed in texts]))
+    return [[next(spoken) for _ in plan.spans] for plan in plans]
 
 
 def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
