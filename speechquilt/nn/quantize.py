@@ -60,6 +60,7 @@ class VectorQuantizer(nn.Module):
 
     Everything that later updates depend on is a buffer, so a restored state_dict continues exactly; random draws are a
     function of (seed, update). With torch.distributed initialised, all ranks see the vectors of all, and stay equal.
+    `restarted`: codes that the last `forward` replaced, the same number on every rank.
     """
 
     codebook_KD: torch.Tensor
@@ -73,6 +74,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.restarted = 0
         size, width = config.codebook_size, config.width
         codebook_KD = torch.randn(size, width, generator=self._generator(-1))
         pooled = POOL_PER_CODE * size if config.warmup_updates else 0
@@ -87,6 +89,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, x_BTD: torch.Tensor, valid_BT: torch.Tensor) -> Quantized:
         """Quantise; in training mode also update the codebook from the valid vectors. Computes in fp32 throughout."""
         dtype = x_BTD.dtype
+        self.restarted = 0
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = x_BTD.float()
             if self.training and not self.active:
@@ -160,6 +163,7 @@ class VectorQuantizer(nn.Module):
         num_dead, num_vectors = int(dead_K.sum()), len(vectors_ND)
         if num_dead == 0 or num_vectors == 0:
             return
+        self.restarted = num_dead
         order_N = torch.randperm(num_vectors, generator=self._generator(int(self.updates)))
         # More dead codes than vectors: use vectors again rather than fail.
         chosen_N = order_N.repeat(-(-num_dead // num_vectors))[:num_dead].to(vectors_ND.device)

@@ -60,6 +60,16 @@ def test_codebook_use_is_that_of_valid_tokens_and_of_the_running_counts() -> Non
     assert scalars["codes_weight"] == scalars["dead_weight"] == scalars["perplexity_weight"] == 1
 
 
+def test_restarts_are_counted_once_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 tells what the quantiser did, the others add nothing; the trainer's sum over ranks is then the count."""
+    model = SpeechTokenizerConfig(**CONFIG, vq_decay=0.5, vq_restart_interval=1, vq_restart_threshold=0.9).build()
+    _, _, scalars = asr_objective(model, tones(5, 3))
+    assert scalars["total_restarts"] == model.quantizer.restarted > 0
+    monkeypatch.setenv("RANK", "1")
+    assert asr_objective(model, tones(5, 3))[2]["total_restarts"] == 0
+    assert model.quantizer.restarted > 0
+
+
 def error_rate(model: SpeechTokenizer, batch: AudioBatch) -> float:
     """Share of rows that the CTC head does not read exactly from their tokens."""
     ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)

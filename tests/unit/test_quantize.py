@@ -97,6 +97,20 @@ def test_dead_codes_are_replaced_by_vectors_of_the_batch() -> None:
     assert torch.allclose(vq.ema_sum_KD, vq.codebook_KD * count_K[:, None], atol=1e-6)
 
 
+def test_restarts_are_counted_when_they_happen() -> None:
+    """Against the codes that differ from what the moving averages alone make of them."""
+    keys = {"codebook_size": 40, "restart_threshold": 0.9, "decay": 0.5}
+    vq, never = quantizer(**keys, restart_interval=2), quantizer(**keys, restart_interval=100)
+    for update in range(2):
+        vq(*rows(update))
+        never(*rows(update))
+        replaced_K = (vq.codebook_KD != never.codebook_KD).any(-1)
+        assert vq.restarted == replaced_K.sum()
+    assert vq.restarted > 0
+    vq.eval()(*rows(2))
+    assert vq.restarted == 0
+
+
 def test_a_used_codebook_is_left_alone_at_any_batch_size() -> None:
     """The released code's absolute threshold of 0.366 would reset all of these codes; ours is relative."""
     vq = quantizer(codebook_size=16, restart_interval=1)
@@ -170,17 +184,19 @@ def test_bad_ids_and_configs_say_what_is_wrong() -> None:
         quantizer(decay=1.0)
 
 
-TWO = {"codebook_size": 12, "warmup_updates": 5, "restart_interval": 3, "restart_threshold": 0.9}
+TWO = {"codebook_size": 12, "warmup_updates": 5, "restart_interval": 3, "restart_threshold": 0.9, "decay": 0.7}
+UPDATES = 20
 
 
 def _one_of_two(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    vq = quantizer(**TWO)
-    for update in range(12):
+    vq, restarts = quantizer(**TWO), []
+    for update in range(UPDATES):
         x_BTD, valid_BT = rows(update, num_rows=3)
         part = slice(0, 1) if rank == 0 else slice(1, 3)
         vq(x_BTD[part], valid_BT[part])
-    torch.save(vq.state_dict(), f"{folder}/{rank}.pt")
+        restarts.append(vq.restarted)
+    torch.save({**vq.state_dict(), "restarts": torch.tensor(restarts)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -189,11 +205,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     mp.spawn(_one_of_two, (port, str(tmp_path)), nprocs=2)
-    one = quantizer(**TWO)
-    for update in range(12):
+    one, restarts = quantizer(**TWO), []
+    for update in range(UPDATES):
         one(*rows(update, num_rows=3))
+        restarts.append(one.restarted)
     assert one.active
+    assert sum(restarts) > 0
     for rank in range(2):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in one.state_dict().items():
             assert torch.allclose(state[name].double(), value.double(), atol=1e-5), name
+        assert state["restarts"].tolist() == restarts

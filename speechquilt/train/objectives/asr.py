@@ -11,6 +11,7 @@ import torch
 
 from speechquilt.nn.quantize import perplexity
 from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train import distributed
 from speechquilt.train.spec_augment import SpecAugment
 from speechquilt.types import IGNORE, AudioBatch
 
@@ -22,7 +23,8 @@ def asr_objective(
 
     Scalars, per text id: `ctc`, `attention`, `commitment` (before their weights). Per batch: `codes`, distinct codes in
     it; `perplexity` of the codebook's running use; `dead`, the codes below the restart threshold, which the next restart
-    replaces (right after one: 0). All three are 0 while the VQ warm-up bypasses the codebook.
+    replaces (right after one: 0). All three are 0 while the VQ warm-up bypasses the codebook. `total_restarts`: codes that
+    were replaced, counted once however many ranks there are.
     """
     config = model.config
     with augment.behind(model.log_mel) if augment is not None and model.training else nullcontext():
@@ -34,7 +36,10 @@ def asr_objective(
     scalars = {"ctc": ctc.detach(), "attention": attention.detach(), "commitment": commitment.detach()}
     per_batch = codebook_use(model, encoded.ids_BT, encoded.num_tokens_B)
     one = torch.ones((), device=loss.device)
-    return loss, num_ids_B.sum(), scalars | per_batch | {f"{name}_weight": one for name in per_batch}
+    # All ranks replace the same codes, and the trainer adds over ranks.
+    restarts = model.quantizer.restarted if distributed.rank() == 0 else 0
+    per_batch |= {f"{name}_weight": one for name in per_batch}
+    return loss, num_ids_B.sum(), scalars | per_batch | {"total_restarts": one * restarts}
 
 
 def codebook_use(
