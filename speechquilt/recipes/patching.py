@@ -6,21 +6,16 @@ Data-controlled: the token-level systems read as many tokens as the static LST d
 Trap: the intervals are over stories, pooled over seeds; how far seeds lie apart stands beside them, not inside them.
 """
 
-import json
 from collections import ChainMap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from speechquilt.evals.intervals import accuracy, paired_difference
-from speechquilt.evals.scorer import Request
-from speechquilt.evals.tasks import ChoiceTask
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults, toy, workers
 from speechquilt.recipes import shards as shard_recipes
-from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.recipes import study as studies
+from speechquilt.recipes.lm import LMRecipe, load_scorer
 from speechquilt.recipes.speech import text_tokenizer_of, tokenize
 from speechquilt.recipes.stage import Story, write_json
 from speechquilt.recipes.world_tasks import Voicer, story_tasks
@@ -101,24 +96,17 @@ def _tokens_to_read(system: SystemConfig, seed: int, results: dict[str, Any]) ->
 
 def train_and_ask(config: PatchingConfig, name: str, seed: int, made: toy.Prepared, tokens: int) -> dict[str, Any]:
     """One system with one seed: its training (for so many `tokens`, 0 = the common steps), then its endings and losses."""
-    stages = Story(Path(config.run_dir), made.fingerprint)
     tokenizer = SpeechTokenizer.load(made.tokenizer_dir)
-    text_tokenizer = text_tokenizer_of(tokenizer)
-    run = f"{name}_seed{seed}"
-    recipe = system_recipe(config, name, seed, tokens)
-    lm_dir = stages.stage(
-        f"lm/{run}",
-        recipe,
-        lambda folder: train_lm(recipe, made.shards, text_tokenizer, folder, run),
-        what=f"{name}, seed {seed}",
+    (run,) = studies.run_names(name, [seed])
+    return studies.train_and_ask(
+        Story(Path(config.run_dir), made.fingerprint),
+        run,
+        system_recipe(config, name, seed, tokens),
+        made.shards,
+        text_tokenizer_of(tokenizer),
+        lambda lm_dir, folder: ask(config, lm_dir, tokenizer, folder, run),
+        ask_settings=config.num_stories,
     )
-    stages.stage(
-        f"evals/{run}",
-        config.num_stories,
-        lambda folder: ask(config, lm_dir, tokenizer, folder, run),
-        what=f"story endings of {name}, seed {seed}",
-    )
-    return stages.results
 
 
 def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> LMRecipe:
@@ -142,81 +130,41 @@ def ask(config: PatchingConfig, lm_dir: Path, tokenizer: SpeechTokenizer, folder
     world, speaker = toy.scaled(config.story).world.build(), config.story.voices.build()
     scorer, _ = load_scorer(lm_dir)
     text_tokenizer = text_tokenizer_of(tokenizer)
-    tasks: dict[str, ChoiceTask] = story_tasks(world, Voicer(speaker, tokenizer, text_tokenizer), config.num_stories)
-    details = {key: tasks[task].run(scorer) for key, task in TASKS.items()}
-    write_json(folder / "details.json", details)
+    tasks = story_tasks(world, Voicer(speaker, tokenizer, text_tokenizer), config.num_stories)
     stories = [s.text for s in world.stories(2 * config.num_stories, "test")]
     spoken = tokenize(tokenizer, [speaker.speak(text, speaker.voices[0]) for text in stories])
-    segments = {
+    losses = {
         "speech_loss": [shard_recipes.speech_segment(t) for t in spoken],
         "text_loss": [shard_recipes.text_segment(text_tokenizer, text) for text in stories],
     }
-    flat: dict[str, Any] = {f"lm.{run}.{key}.accuracy": d["accuracy"]["value"] for key, d in details.items()}
-    for key, of in segments.items():
-        total = sum(score.sum for score in scorer.log_likelihoods([Request((), s) for s in of]))
-        flat[f"lm.{run}.{key}"] = -total / sum(len(s.ids_T) for s in of)
-    return flat
+    return studies.score(scorer, {key: tasks[task] for key, task in TASKS.items()}, losses, folder, run)
 
 
 def summary(config: PatchingConfig, folder: Path, name: str, results: dict[str, Any]) -> dict[str, Any]:
     """One system over its seeds: sizes and losses as means, accuracies pooled, differences to the reference paired."""
-    runs = [f"{name}_seed{seed}" for seed in config.seeds]
-    row: dict[str, Any] = {
-        key: float(np.mean([results[f"lm.{run}.{key}"] for run in runs]))
-        for key in ("steps", "units", "tokens", "flops", "patch_size", "seconds", "speech_loss", "text_loss")
-    }
-    for key in TASKS:
-        mine, others = (_answers(folder, system, config.seeds, key) for system in (name, config.reference))
-        row[key] = {
-            **vars(accuracy(mine["correct"], mine["cluster"])),
-            "seeds": [results[f"lm.{run}.{key}.accuracy"] for run in runs],
-            "gain": vars(paired_difference(mine["correct"], others["correct"], mine["cluster"])),
-        }
-    return row
-
-
-def _answers(folder: Path, system: str, seeds: tuple[int, ...], key: str) -> dict[str, list[Any]]:
-    """Right or wrong for every item and seed, with the story it is about."""
-    items = [
-        item
-        for seed in seeds
-        for item in json.loads((folder / "evals" / f"{system}_seed{seed}" / "details.json").read_text())[key]["items"]
-    ]
-    return {"correct": [i["correct"] for i in items], "cluster": [i["cluster"] for i in items]}
+    runs, reference = (studies.run_names(system, config.seeds) for system in (name, config.reference))
+    means = ("steps", "units", "tokens", "flops", "patch_size", "seconds", "speech_loss", "text_loss")
+    row: dict[str, Any] = {key: studies.mean_of(results, runs, key) for key in means}
+    return row | {key: studies.pooled_accuracy(folder / "evals", key, runs, reference) for key in TASKS}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Two Markdown tables: what each system cost and its losses; its accuracies, with the gain over the reference."""
-    cost = [
-        "| system | steps | units, k | tokens, k | patch | TFLOPs | seconds | speech loss | text loss |",
-        "|" + " --- |" * 9,
-    ]
-    scores = [
-        "| system | " + " | ".join(f"{k.replace('.', ' ')[:-2]}{k[-2]}→{k[-1]}" for k in TASKS) + " |",
-        "|" + " --- |" * 5,
-    ]
-    for name, row in rows.items():
-        cells = [
-            f"{row['steps']:.0f}",
-            f"{row['units'] / 1e3:.0f}",
-            f"{row['tokens'] / 1e3:.0f}",
-            f"{row['patch_size']:.2f}",
-        ]
-        cells += [
-            f"{row['flops'] / 1e12:.1f}",
-            f"{row['seconds']:.0f}",
-            f"{row['speech_loss']:.3f}",
-            f"{row['text_loss']:.3f}",
-        ]
-        cost.append(f"| {name} | " + " | ".join(cells) + " |")
-        scores.append(f"| {name} | " + " | ".join(_score(row[key]) for key in TASKS) + " |")
-    return "\n".join([*cost, "", *scores]) + "\n"
+    head = ["system", "steps", "units, k", "tokens, k", "patch", "TFLOPs", "seconds", "speech loss", "text loss"]
+    costs = [[name, *_cost_cells(row)] for name, row in rows.items()]
+    asked = ["system", *(f"{k.replace('.', ' ')[:-2]}{k[-2]}→{k[-1]}" for k in TASKS)]
+    scores = [[name, *(studies.accuracy_cell(row[key]) for key in TASKS)] for name, row in rows.items()]
+    return studies.markdown(head, costs) + "\n" + studies.markdown(asked, scores)
 
 
-def _score(score: dict[str, Any]) -> str:
-    seeds = " ".join(f"{100 * x:.0f}" for x in score["seeds"])
-    gain = score["gain"]
-    text = f"{100 * score['value']:.1f} [{100 * score['low']:.0f}, {100 * score['high']:.0f}] ({seeds})"
-    if gain["value"] == gain["low"] == gain["high"] == 0:
-        return text
-    return f"{text} {100 * gain['value']:+.1f} [{100 * gain['low']:.0f}, {100 * gain['high']:.0f}]"
+def _cost_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['steps']:.0f}",
+        f"{row['units'] / 1e3:.0f}",
+        f"{row['tokens'] / 1e3:.0f}",
+        f"{row['patch_size']:.2f}",
+        f"{row['flops'] / 1e12:.1f}",
+        f"{row['seconds']:.0f}",
+        f"{row['speech_loss']:.3f}",
+        f"{row['text_loss']:.3f}",
+    ]

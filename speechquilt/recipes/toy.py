@@ -116,6 +116,7 @@ class Prepared:
 
     fingerprint: str
     tokenizer_dir: Path
+    text_to_token_dir: Path
     shards: dict[str, Path]
 
 
@@ -175,6 +176,7 @@ def prepare(full: ToyConfig, stages: Story) -> Prepared:
     return Prepared(
         fingerprint=stages.fingerprint,
         tokenizer_dir=tokenizer_dir,
+        text_to_token_dir=speaker_dir,
         shards={source: shards_dir / source for source in shard_recipes.SOURCES},
     )
 
