@@ -1,7 +1,7 @@
 """Synthetic interleaving: choose spans of a text document that will be spoken, then put their speech tokens in.
 
-Place in the pipeline: between a text corpus and the shards. `plan` (no model) -> a text-to-token model speaks `plan.spans`
--> `assemble` (no model). Spec 1, 5.2.
+Place in the pipeline: between a text corpus and the shards. `plan` (no model) -> a text-to-token model speaks
+`plan.spoken_spans` -> `assemble` (no model). Spec 1, 5.2.
 Trap: the ratio counts *input words*, not output tokens; at 12.5 Hz about 60 % of the finished sequence is speech.
 """
 
@@ -9,11 +9,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from speechquilt.config import fingerprint
+from speechquilt.data.placement import Run, draw_lengths, place_anywhere, place_in_runs
+from speechquilt.data.speakable import language_of, scripts_of, unspeakable_words
+from speechquilt.data.verbalise import verbalise
 from speechquilt.types import Document, Modality, Segment, SpokenSpan
 
 # Han, kana: written without spaces, so that without a segmenter every character counts as a word.
@@ -35,29 +39,41 @@ class Piece(NamedTuple):
 class InterleavePlan:
     """Which runs of a document are to be spoken. The texts of `pieces` joined are the document, byte for byte.
 
-    `seed`: of this (document, pass), for whatever else is drawn for it.
+    `seed`: of this (document, pass), for whatever else is drawn for it. `language`: what it is spoken in. `unspeakable`:
+    number of words that could not be chosen, by reason (`speakable.REASONS`).
     """
 
     document_id: str
     pass_index: int
     seed: int
     pieces: tuple[Piece, ...]
+    language: str = "en"
+    unspeakable: Counter[str] = field(default_factory=Counter)
 
     @property
     def spans(self) -> tuple[str, ...]:
-        """The texts to speak, in order, without the white space around them."""
+        """The texts that become speech as they are written, in order, without the white space around them."""
         return tuple(piece.text.strip() for piece in self.pieces if piece.modality == "speech")
+
+    @cached_property
+    def spoken_spans(self) -> tuple[str, ...]:
+        """What an engine is to say for each of `spans`: numbers, units and abbreviations as words."""
+        return tuple(verbalise(span, self.language) for span in self.spans)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterleaveConfig:
-    """`ratio` of the words to speak, `poisson_mean` words per span (`character_mean` in scripts without spaces)."""
+    """`ratio` of the words to speak, `poisson_mean` words per span (`character_mean` in scripts without spaces).
+
+    `languages`: what the text-to-token model speaks; words in other scripts stay text.
+    """
 
     ratio: float = 0.3
     poisson_mean: float = 10.0
     character_mean: float = 16.0
     min_words: int = 20
     seed: int = 0
+    languages: tuple[str, ...] = ("en", "zh")
 
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)
@@ -66,21 +82,32 @@ class InterleaveConfig:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1 word; the paper's recipe uses 10")
         if self.min_words < 1:
             raise ValueError(f"min_words={self.min_words} must be at least 1")
+        if not self.languages:
+            raise ValueError("languages=() must name what the text-to-token model speaks, for example en")
+        for language in self.languages:
+            scripts_of(language)
 
 
 @dataclass(kw_only=True)
 class InterleaveStats:
-    """Adds up what `assemble` did over many documents; `rejects` counts spans left as text, by reason."""
+    """Adds up what `assemble` did over many documents; `rejects` counts spans left as text, `unspeakable` words that were
+    never chosen, both by reason."""
 
     words: int = 0
     spoken_words: int = 0
     spans: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    unspeakable: Counter[str] = field(default_factory=Counter)
 
     @property
     def ratio(self) -> float:
         """The realised share of words that became speech."""
         return self.spoken_words / max(1, self.words)
+
+    @property
+    def speakable_ratio(self) -> float:
+        """The same share, of the words that could be spoken."""
+        return self.spoken_words / max(1, self.words - self.unspeakable.total())
 
 
 def split_words(text: str) -> list[str]:
@@ -104,43 +131,52 @@ def choose_spans(
     steps 2-4). Raises ValueError for a ratio above 0.5, where spans could no longer be kept apart.
     """
     _check_ratio(ratio)
-    target = int(ratio * num_words + 0.5)
-    lengths: list[int] = []
-    missing = target
-    while missing:
-        length = min(int(rng.poisson(poisson_mean)), missing)
-        if length:
-            lengths.append(length)
-            missing -= length
-    order = rng.permutation(len(lengths))
-    gaps = np.sort(rng.choice(num_words - target + 1, size=len(lengths), replace=False))
-    return place_spans([lengths[i] for i in order], gaps.tolist())
+    lengths = draw_lengths(_num_spoken(num_words, ratio), rng, poisson_mean)
+    return place_anywhere(lengths, num_words, rng)
 
 
-def place_spans(lengths: Sequence[int], gaps: Sequence[int]) -> list[tuple[int, int]]:
-    """Spans of these lengths, each put where `gaps[k]` (rising) text words have passed."""
-    spans = []
-    spoken = 0
-    for gap, length in zip(gaps, lengths):
-        spans.append((gap + spoken, gap + spoken + length))
-        spoken += length
-    return spans
+def choose_speakable_spans(
+    speakable_W: np.ndarray, rng: np.random.Generator, ratio: float = 0.3, poisson_mean: float = 10
+) -> list[tuple[int, int]]:
+    """`choose_spans` over the words that may be spoken (bool per word); the same draw when all of them may.
+
+    round(ratio x all words) are spoken, but at most half of those that may be, so that text stays between the spans.
+    """
+    if speakable_W.all():
+        return choose_spans(len(speakable_W), rng, ratio, poisson_mean)
+    _check_ratio(ratio)
+    num_spoken = min(_num_spoken(len(speakable_W), ratio), int(speakable_W.sum()) // 2)
+    return place_in_runs(num_spoken, runs_of(speakable_W), rng, poisson_mean)
+
+
+def runs_of(speakable_W: np.ndarray) -> list[Run]:
+    """The runs of words that may be spoken, in order."""
+    edges = np.flatnonzero(np.diff(speakable_W.astype(np.int8), prepend=0, append=0)).tolist()
+    return [Run(start, end - start) for start, end in zip(edges[::2], edges[1::2])]
 
 
 def plan(document_id: str, text: str, pass_index: int, config: InterleaveConfig) -> InterleavePlan:
     """Choose the spans of one document for one pass over the corpus; a pure function of its arguments.
 
-    White space between text and speech stays with the text. A document below `min_words` stays text.
+    White space between text and speech stays with the text. A document below `min_words` stays text. Words that nobody can
+    read aloud are never chosen (`choose_speakable_spans` says what that does to the ratio).
     """
     seed = int(fingerprint([document_id, pass_index, config.seed]), 16)
     words = split_words(text)
+    reasons = unspeakable_words(words, config.languages)
     spans: list[tuple[int, int]] = []
     if len(words) >= config.min_words:
         characters = sum(re.match(rf"\s*{_CHARACTER}", word) is not None for word in words)
         mean = config.character_mean if 2 * characters > len(words) else config.poisson_mean
-        spans = choose_spans(len(words), np.random.default_rng(seed), config.ratio, mean)
+        speakable_W = np.array([not reason for reason in reasons])
+        spans = choose_speakable_spans(speakable_W, np.random.default_rng(seed), config.ratio, mean)
     return InterleavePlan(
-        document_id=document_id, pass_index=pass_index, seed=seed, pieces=tuple(_pieces(text, words, spans))
+        document_id=document_id,
+        pass_index=pass_index,
+        seed=seed,
+        pieces=tuple(_pieces(text, words, spans)),
+        language=language_of(text, config.languages),
+        unspeakable=Counter(reason for reason in reasons if reason),
     )
 
 
@@ -152,7 +188,7 @@ def assemble(
     source: str = "interleaved",
     stats: InterleaveStats | None = None,
 ) -> Document:
-    """Put the speech tokens of `plan.spans` into their places.
+    """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
     without the white space around it (the text tokenizer prefixes a space). `stats`, if given, is added to.
@@ -164,15 +200,16 @@ def assemble(
             f"{plan.document_id}: {len(spoken)} spoken spans for {num_spans} planned ones; give one for each"
         )
     stats = InterleaveStats() if stats is None else stats
+    stats.unspeakable.update(plan.unspeakable)
     runs: list[str | SpokenSpan] = []
-    spans = iter(spoken)
+    spans = iter(zip(spoken, plan.spoken_spans))
     for piece in plan.pieces:
         run: str | SpokenSpan = piece.text
         num_words = len(split_words(piece.text))
         stats.words += num_words
         if piece.modality == "speech":
-            span = next(spans)
-            reason = reject_reason(span, len(text_encode(piece.text.strip())))
+            span, said = next(spans)
+            reason = reject_reason(span, len(text_encode(said)))
             stats.spans += 1
             if reason:
                 stats.rejects[reason] += 1
@@ -202,6 +239,10 @@ def reject_reason(span: SpokenSpan, num_text: int) -> str:
     if num_text >= JUDGED_FROM and len(span.ids_T) > most * num_text:
         return f"more than {most} speech tokens per text token"
     return ""
+
+
+def _num_spoken(num_words: int, ratio: float) -> int:
+    return int(ratio * num_words + 0.5)
 
 
 def _check_ratio(ratio: float) -> None:

@@ -13,14 +13,15 @@ from speechquilt.data.interleave import (
     InterleaveStats,
     assemble,
     choose_spans,
-    place_spans,
     plan,
     split_words,
 )
+from speechquilt.data.placement import place_spans
 from speechquilt.types import SpokenSpan
 
-WORDS_20 = " ".join(f"w{i}" for i in range(20))
-WORDS_60 = " ".join(f"w{i}" for i in range(60))
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+WORDS_60 = " ".join(f"w{ALPHABET[i % 26]}{ALPHABET[i // 26]}" for i in range(60))
+WORDS_40, WORDS_20 = " ".join(WORDS_60.split()[:40]), " ".join(WORDS_60.split()[:20])
 
 
 def encode(text: str) -> list[int]:
@@ -181,7 +182,7 @@ def test_assembled_document_has_every_piece_in_place():
     ],
 )
 def test_bad_spans_stay_text_and_are_counted(per_word, reject, reason):
-    result = plan("d", " ".join(f"w{i}" for i in range(40)), 0, InterleaveConfig(poisson_mean=100))
+    result = plan("d", WORDS_40, 0, InterleaveConfig(poisson_mean=100))
     (span,) = result.spans
     assert len(span.split()) == 12
     stats = InterleaveStats()
@@ -191,7 +192,7 @@ def test_bad_spans_stay_text_and_are_counted(per_word, reject, reason):
     if reason:
         (segment,) = document.segments  # joined with the text around it
         assert segment.modality == "text"
-        assert segment.ids_T.tolist() == encode(" ".join(f"w{i}" for i in range(40)))
+        assert segment.ids_T.tolist() == encode(WORDS_40)
         assert stats.ratio == 0
     else:
         assert stats.ratio == 0.3

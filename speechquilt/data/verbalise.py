@@ -1,0 +1,110 @@
+"""Written form -> words as they are spoken: "Dr. Lee paid $5 on May 5th" -> "doctor Lee paid five dollars on the fifth of may".
+
+Place in the pipeline: layer 2, between the plan of an interleaved document and the text-to-token engine. Only what is
+spoken passes here; the text side of a document keeps its written form.
+Trap: a span is spoken without the text around it. Where a span begins after the "$" of "$5 million", the "$" stays unspoken.
+
+The grammars are wetext's (English, Chinese, Japanese). Around them stand a few rules for what they leave or cannot read.
+"""
+
+import functools
+import re
+from typing import Any
+
+LANGUAGES = ("en", "zh", "ja")  # what wetext's grammars know
+
+# What a text must hold before the library is asked: anything but letters and the punctuation that is read over, a title or
+# an ordinal in Roman numerals.
+_WRITTEN = re.compile(
+    r"[^\w\s.,;:!?\"'’‘“”„«»()\u2010-\u2015…。，、；：！？（）「」『』【】《》·-]|[\d_²³¹¼-¾\u2070-\u209f\u2150-\u218b]"
+    r"|\b(?:Mr|Mrs|Ms|Dr|Jr|Mt|Hon|Maj|Gen|Rev|Ph\.D)\.|\b[A-Z]\.(?:[A-Z]\.)+|\b(?:II|III|IV|VI{0,3}|IX)\b"
+)
+# Abbreviations that wetext leaves as they are.
+_ABBREVIATIONS = {
+    "e.g.": "for example",
+    "i.e.": "that is",
+    "etc.": "et cetera",
+    "vs.": "versus",
+    "cf.": "compare",
+    "approx.": "approximately",
+    "Prof.": "professor",
+    "Sr.": "senior",
+    "Inc.": "Incorporated",
+    "Ltd.": "Limited",
+    "Corp.": "Corporation",
+}
+_ABBREVIATION = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})(?!\w)")
+# What wetext misreads or has no way for, put so that it reads it: (pattern, replacement), in order.
+_REWRITES: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(r"\b(1\d|20)([1-9]0)['’]?s\b"), r"\1 \2s"),  # 1990s: a number of seconds otherwise
+    (re.compile(r"\b(1\d)00['’]?s\b"), r"\1 hundreds"),
+    (re.compile(r"\b(1\d{3}|20\d\d)[-–](1\d{3}|20\d\d)\b"), r"\1 to \2"),
+    (re.compile(r"(?<=[$€£¥])\s+(?=\d)"), ""),
+    (re.compile(r"(?<![\d.])(\d+)\.(\d+)\.(\d{1,3})(?!\.?\d)"), r"\1 point \2 point \3"),  # versions, unlike 29.06.2007
+    (re.compile(r"#\s?(?=\d)"), "number "),
+    (re.compile(r"~\s?(?=\d)"), "about "),
+    (re.compile(r"(?<=\d)\s?×\s?(?=\d)"), " times "),
+    (re.compile(r"²"), " squared"),
+    (re.compile(r"³"), " cubed"),
+    (re.compile(r"(?<=\d)(st|nd|rd|th)-(?=[a-z])"), r"\1 "),  # 21st-century
+]
+_SILENT = re.compile(r"[\"\[\]{}<>*_|\\^`•·¶\u200b-\u200f\u2060\ufeff\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+")
+_GLUED = re.compile(r"(?<=\d)(?=[^\w\s.,:])|(?<=[^\w\s.,:])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
+
+
+def verbalise(text: str, language: str = "en") -> str:
+    """`text` as it is spoken. Text that is written as it is spoken comes back unchanged, without the library.
+
+    A language without grammars comes back unchanged too. What the grammar cannot read stays as written, never dropped.
+    Raises ImportError, naming the extra, when the library is needed and missing.
+    """
+    if language not in LANGUAGES:
+        return text
+    if language == "en":
+        text = _ABBREVIATION.sub(_full_form, text)
+    if not _WRITTEN.search(text):
+        return text
+    text = " ".join(_SILENT.sub(" ", text).split())
+    if language == "en":
+        for pattern, replacement in _REWRITES:
+            text = pattern.sub(replacement, text)
+    if not _WRITTEN.search(text):
+        return text
+    return _read(text, language) or " ".join(_read_word(word, language) for word in text.split())
+
+
+def needs_verbalising(text: str) -> bool:
+    """Whether `text` holds something that is not spoken as it is written."""
+    return _ABBREVIATION.search(text) is not None or _WRITTEN.search(text) is not None
+
+
+def _full_form(match: re.Match[str]) -> str:
+    """The abbreviation's words; its point stays where the sentence ends with it."""
+    full = _ABBREVIATIONS[match[0]]
+    return full + "." if match.end() == len(match.string) else full
+
+
+def _read_word(word: str, language: str) -> str:
+    """One word of a text that the grammar cannot read as a whole, if need be in pieces, at worst as written."""
+    return _read(word, language) or _read(_GLUED.sub(" ", word), language) or word
+
+
+def _read(text: str, language: str) -> str:
+    """What the grammar makes of `text`, "" when it has no way through it."""
+    if not text:
+        return ""
+    try:
+        return _normalizer(language).normalize(text).strip()
+    except AssertionError:  # how wetext says that its tagger found no path
+        return ""
+
+
+@functools.cache
+def _normalizer(language: str) -> Any:
+    try:
+        from wetext import Normalizer
+    except ImportError:
+        raise ImportError(
+            "numbers, dates, units and symbols are put into words by wetext; install it with pip install 'speechquilt[speaking]'"
+        ) from None
+    return Normalizer(lang=language, operator="tn")
