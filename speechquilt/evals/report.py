@@ -123,23 +123,30 @@ def write_report(path: Path, data: ReportData) -> Path:
     """Write one HTML file that needs no other file and no network; returns its path."""
     sections = [
         ("Pipeline", _pipeline(data.stages)),
-        *((heading, "".join(map(_table, tables))) for heading, tables in data.table_sections),
+        *((heading, "".join(map(table_html, tables))) for heading, tables in data.table_sections),
         ("Learning curves", _curves(data.curves, data.curves_note)),
         ("One utterance in detail", _utterance(data.utterance, data.utterance_note)),
         ("Interleaved samples", _samples(data.samples, data.samples_note)),
         ("Listen", _audios(data.audios, data.audios_note)),
         ("What was run", _facts(data.stages, data.facts)),
     ]
+    head = f'<p class="lead">{escape(data.lead)}</p>{_verdicts(data.verdicts)}'
+    return write_html(path, data.title, head, sections)
+
+
+def write_html(path: Path, title: str, head: str, sections: Sequence[tuple[str, str]], css: Sequence[str] = ()) -> Path:
+    """Write one self-contained page; returns its path. `head` and the bodies of the (heading, body) `sections` are HTML, a
+    section without a body is left out; `css`: more style sheets of this package."""
     sections = [(heading, body) for heading, body in sections if body]
-    css = resources.files("speechquilt.evals").joinpath("report.css").read_text(encoding="utf-8")
+    here = resources.files("speechquilt.evals")
+    style = "".join(here.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", *css))
     links = "".join(f'<a href="#s{k}">{escape(h)}</a>' for k, (h, _) in enumerate(sections))
     body = "".join(f'<section id="s{k}"><h2>{escape(h)}</h2>{b}</section>' for k, (h, b) in enumerate(sections))
     html = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{css}</style></head><body><main>"
-        f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(data.lead)}</p>'
-        f"{_verdicts(data.verdicts)}</header><nav>{links}</nav>{body}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
+        f"<header><h1>{escape(title)}</h1>{head}</header><nav>{links}</nav>{body}</main></body></html>\n"
     )
     path = Path(path)
     path.write_text(html, encoding="utf-8")
@@ -244,7 +251,8 @@ def _run(run: SampleRun) -> str:
     return f'<span class="run speech">{escape(run.text)}{boxes}</span>'
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table under its title; on a phone every row is a card."""
     number = re.compile(r"[-+–−]?[\d.,]+( ?[%a-zA-Z]{1,4})?|–|")
     right = [
         column > 0 and all(isinstance(row[column], Score) or number.fullmatch(str(row[column])) for row in table.rows)
