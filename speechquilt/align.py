@@ -9,7 +9,7 @@ Axis letters: F frames of the emitter, K the columns of its alphabet that a text
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +49,14 @@ class BoundaryShift:
     end_s: float = 0.0
 
 
+class AlignmentError(ValueError):
+    """A recording that cannot be aligned. `reason`: its class of fault in a few words, by which rejects are counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class CTCAligner:
     """Word times from an emitter. Audio of any length in bounded memory: the network sees windows, the search keeps checkpoints.
 
@@ -63,32 +71,44 @@ class CTCAligner:
     def align(self, waveform: Waveform, text: str) -> tuple[AlignedWord, ...]:
         """One `AlignedWord` per whitespace-separated word of `text`, in its own spelling, in order, inside the audio.
 
-        A sign that stands alone joins the word before it. Raises ValueError on audio that cannot be used, on a text without
-        a word that can be spelled, and on a text that needs more frames than the audio has.
+        A sign that stands alone joins the word before it. Raises ValueError on audio that cannot be used, and as
+        AlignmentError on a text without a word that can be spelled and on one that needs more frames than the audio has.
         """
+        rate = self.emitter.sample_rate
+        return self._align(lambda: [audio.resample(audio.check(waveform), rate).samples_S], text, waveform.duration_s)
+
+    def align_pieces(self, pieces: Iterable[np.ndarray], text: str) -> tuple[AlignedWord, ...]:
+        """The same for consecutive pieces of audio at the emitter's rate, which are not kept: long recordings."""
+        return self._align(lambda: pieces, text, None)
+
+    def _align(
+        self, pieces: Callable[[], Iterable[np.ndarray]], text: str, duration_s: float | None
+    ) -> tuple[AlignedWord, ...]:
+        """`duration_s`: what the pieces last, when that is known more exactly than by their samples at the emitter's rate."""
         emitter = self.emitter
         words = split_words(text)
         spelling = emitter.spell([spoken_form(word.replace("’", "'")) for word in words])
         spelled_W = np.isin(np.arange(len(words)), spelling.word_L)
         if not spelled_W.any():
-            raise ValueError(
-                f"text {text[:60]!r} has no word in the emitter's alphabet; spell numbers out, or use an emitter of its language"
+            raise AlignmentError(
+                "no word in the aligner's alphabet",
+                f"text {text[:60]!r} has no word in the emitter's alphabet; spell numbers out, or use an emitter of its language",
             )
-        samples_S = audio.resample(audio.check(waveform), emitter.sample_rate).samples_S
         columns_K, ids_L = np.unique(np.append(spelling.ids_L, emitter.blank), return_inverse=True)
         ids_L, blank = ids_L[:-1], int(ids_L[-1])
-        num_frames = -(-len(samples_S) // emitter.frame_samples)
-        if frames_needed(ids_L) > num_frames:
-            raise ValueError(
-                f"text {text[:60]!r} needs {frames_needed(ids_L)} frames, the audio of {waveform.duration_s:.2f} s has "
-                f"{num_frames}; leave it out, or check that they belong together"
+        log_p_FK, num_samples = emissions(emitter, pieces(), columns_K)
+        duration_s = num_samples / emitter.sample_rate if duration_s is None else duration_s
+        if frames_needed(ids_L) > len(log_p_FK):
+            raise AlignmentError(
+                "text too long for its audio",
+                f"text {text[:60]!r} needs {frames_needed(ids_L)} frames, the audio of {duration_s:.2f} s has "
+                f"{len(log_p_FK)}; leave it out, or check that they belong together",
             )
-        log_p_FK = emissions(emitter, samples_S, columns_K)
         path = ctc_viterbi(log_p_FK[None], np.array([len(log_p_FK)]), ids_L[None], np.array([len(ids_L)]), blank)
         first_W, last_W = _word_frames(path, spelling.word_L, spelled_W)
         score_W = np.zeros(len(words))
         score_W[spelled_W] = _mean_probability(log_p_FK, path, ids_L, blank, first_W, last_W)
-        times_W2 = self._times(words, spelled_W, first_W, last_W, waveform.duration_s)
+        times_W2 = self._times(words, spelled_W, first_W, last_W, duration_s)
         return tuple(
             AlignedWord(text=word, start_s=float(start), end_s=float(end), score=float(score))
             for word, (start, end), score in zip(words, times_W2, score_W)
@@ -125,23 +145,35 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-def emissions(emitter: Emitter, samples_S: np.ndarray, columns_K: np.ndarray) -> np.ndarray:
-    """`log_p_FK` float32 of audio of any length: overlapping windows, of which only the middles are kept.
+def emissions(emitter: Emitter, pieces: Iterable[np.ndarray], columns_K: np.ndarray) -> tuple[np.ndarray, int]:
+    """Consecutive pieces of audio -> `log_p_FK` float32 and the number of samples; a window of audio is held at a time.
 
-    What is kept of an inner window has heard `context_frames` on both sides, so a window's edge is nowhere near.
+    Windows overlap, and only their middles are kept: what is kept of an inner window has heard `context_frames` on both sides,
+    so a window's edge is nowhere near.
     """
-    hop, window, context = emitter.frame_samples, emitter.window_frames, emitter.context_frames
-    num_frames = -(-len(samples_S) // hop)
-    log_p_FK = np.empty((num_frames, len(columns_K)), dtype=np.float32)
+    hop, context = emitter.frame_samples, emitter.context_frames
     columns = torch.from_numpy(columns_K)
-    start = done = 0
-    while done < num_frames:
-        stop = min(start + window, num_frames)
-        keep = stop if stop == num_frames else stop - context
-        log_p_FV = emitter.emit(torch.from_numpy(samples_S[start * hop : stop * hop]))
-        log_p_FK[done:keep] = log_p_FV[done - start : keep - start, columns.to(log_p_FV.device)].cpu().numpy()
-        done, start = keep, keep - context
-    return log_p_FK
+    kept = [np.empty((0, len(columns_K)), dtype=np.float32)]
+    num_samples = 0
+    for start, samples_S, last in _windows(pieces, emitter.window_frames * hop, 2 * context * hop):
+        log_p_FV = emitter.emit(torch.from_numpy(samples_S))
+        log_p_FK = log_p_FV[:, columns.to(log_p_FV.device)].cpu().numpy()
+        kept.append(log_p_FK[context if start else 0 : None if last else len(log_p_FK) - context])
+        num_samples = start + len(samples_S)
+    return np.concatenate(kept), num_samples
+
+
+def _windows(pieces: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """(first sample's number, at most `length` samples, whether they are the last); every two neighbours share `overlap`."""
+    waiting_S, start = np.empty(0, dtype=np.float32), 0
+    for piece_S in pieces:
+        waiting_S = np.concatenate([waiting_S, piece_S])
+        while len(waiting_S) > length:
+            yield start, waiting_S[:length], False
+            waiting_S = waiting_S[length - overlap :]
+            start += length - overlap
+    if len(waiting_S):
+        yield start, waiting_S, True
 
 
 def in_order(times_W2: np.ndarray, duration_s: float) -> np.ndarray:

@@ -7,6 +7,7 @@ that have them. Without any, the shift is 0 and starts are about two frames late
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from speechquilt import audio
 from speechquilt import config as configs
 from speechquilt.align import BoundaryShift, CTCAligner, Wav2Vec2Emitter
 from speechquilt.data.corpus import Reject
 from speechquilt.data.micro_world import MicroWorldConfig
 from speechquilt.data.utterances import UtteranceLoader
 from speechquilt.protocols import Aligner
-from speechquilt.recipes.corpus import join, speak
-from speechquilt.recipes.stage import write_json
+from speechquilt.recipes.corpus import folder_corpus, join, speak
+from speechquilt.recipes.stage import make_folder, report, required, write_json
 from speechquilt.text import spoken_form
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTC, CharacterCTCConfig, TokenizerEmitter
 from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.ctc import ctc_objective
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.tts import EspeakTTSConfig
@@ -32,12 +35,18 @@ from speechquilt.types import Utterance
 
 CALIBRATED = 200  # training recordings with known word times that the shift is measured on
 GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most about 1 %
-SHIFT_FILE = "shift.json"
+SHIFT_FILE, RESULTS_FILE = "shift.json", "results.json"
+FRAME_S = FRAME_SAMPLES / audio.SAMPLE_RATE
+FITTING, LONGEST_S = 0.9, 30.0  # of one's own recordings, for the window
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignerRecipe:
-    """`model.alphabet` is filled in from the training texts. Recordings longer than the model's window are left out."""
+    """`model.alphabet` is filled in from the training texts. Recordings longer than the model's window are left out.
+
+    `fit_window`: the recordings decide `model.max_frames`, so that `FITTING` of them are heard whole. A window much longer
+    than what it was trained on would be deaf to places that it has never seen.
+    """
 
     model: CharacterCTCConfig = CharacterCTCConfig(alphabet="")
     train: TrainConfig = TrainConfig(
@@ -54,6 +63,11 @@ class AlignerRecipe:
     batch_seconds: float = 16.0
     gain_db: float = 3.0
     sorted_epochs: int = 1
+    fit_window: bool = False
+
+
+OWN = AlignerRecipe(fit_window=True)
+"""For recordings whose lengths nobody knows beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +96,67 @@ def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfi
     return train_aligner(config.recipe, train, held_out, Path(config.run_dir))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlignerRun:
+    """`speech`: folder of audio with transcripts, one recording in twenty of which is held out. Where its metadata has word
+    times, they set the shift of the boundaries and the measured error."""
+
+    speech: str = ""
+    run_dir: str = "runs/aligner"
+    recipe: AlignerRecipe = OWN
+
+
+def run_aligner(run: AlignerRun) -> None:
+    """`speechquilt train aligner`; resumes by itself. Writes what was measured to `results.json`, and prints it."""
+    try:
+        corpus = folder_corpus(required("speech", run.speech), None)
+        folder = Path(run.run_dir)
+        make_folder(folder)
+        found = train_aligner(run.recipe, corpus.sentences, corpus.held_out, folder)
+        if distributed.rank() == 0:
+            write_json(folder / RESULTS_FILE, found)
+            report(found, folder, f"speechquilt align {run.speech} ALIGNED --aligner {folder}")
+    finally:
+        distributed.stop()
+
+
 def train_aligner(
     recipe: AlignerRecipe, train: Sequence[Utterance], held_out: Sequence[Utterance], folder: Path
 ) -> dict[str, Any]:
-    """Train, save to `folder`, return flat results (`aligner.*`). Word times are used for the shift and for measuring only."""
+    """Train, save to `folder`, return flat results (`aligner.*`). Word times are used for the shift and for measuring only.
+
+    Under torchrun every rank gets the same recordings, and rank 0 writes. Raises ValueError when nothing can be trained on.
+    """
     alphabet = "".join(sorted(set("".join(spoken_form(u.text) for u in train)) - {" "}))
-    model = replace(recipe.model, alphabet=alphabet).build()
-    window_s = model.window_frames * FRAME_SAMPLES / model.sample_rate
-    fitting = [u for u in train if u.duration_s <= window_s]
-    if len(fitting) < len(train):
-        print(f"  {len(train) - len(fitting)} recordings longer than the window of {window_s:.1f} s left out")
+    config = replace(recipe.model, alphabet=alphabet)
+    if recipe.fit_window:
+        config = with_fitting_window(config, [u.duration_s for u in train])
+    model = config.build()
+    window_s = config.max_frames * FRAME_S
+    fitting = fitting_window(train, window_s)
     loader = UtteranceLoader(
         fitting,
         model.text_tokenizer,
-        batch_seconds=recipe.batch_seconds,
+        batch_seconds=max(recipe.batch_seconds, window_s),
         seed=recipe.train.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         gain_db=recipe.gain_db,
         sorted_epochs=recipe.sorted_epochs,
         token_samples=FRAME_SAMPLES,
     )
-    if loader.rejects:
+    if loader.rejects and distributed.rank() == 0:
         print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")
     Trainer(recipe.train, model, ctc_objective, loader, folder, name="aligner").train()
-    model.eval().to("cpu").save(folder)
+    if distributed.world_size() > 1:  # its own copy may be a shard of the model
+        model = config.build()
+        checkpoint.load_model(folder, model)
+    model.eval().to("cpu")
     timed = [u for u in fitting if u.alignment][:CALIBRATED]
     shift = measure_shift(CTCAligner(model), timed)
-    write_json(folder / SHIFT_FILE, configs.to_dict(shift))
+    if distributed.rank() == 0:
+        model.save(folder)
+        write_json(folder / SHIFT_FILE, configs.to_dict(shift))
     return {
         "aligner.steps": recipe.train.steps,
         "aligner.parameters": sum(p.numel() for p in model.parameters()),
@@ -117,7 +166,28 @@ def train_aligner(
     }
 
 
-def load_aligner(folder: str | Path) -> CTCAligner:
+def with_fitting_window(config: CharacterCTCConfig, seconds: Sequence[float]) -> CharacterCTCConfig:
+    """A window in which `FITTING` of recordings of these lengths have room, of at most `LONGEST_S`; a quarter of it at most
+    is context."""
+    wanted_s = min(LONGEST_S, float(np.quantile(seconds, FITTING)))
+    max_frames = math.ceil(wanted_s / FRAME_S)
+    return replace(config, max_frames=max_frames, context_frames=min(config.context_frames, max_frames // 4))
+
+
+def fitting_window(utterances: Sequence[Utterance], window_s: float) -> list[Utterance]:
+    """Those that the network can hear at once. Raises ValueError when none is short enough."""
+    fitting = [u for u in utterances if u.duration_s <= window_s]
+    if not fitting:
+        raise ValueError(
+            f"all {len(utterances)} recordings are longer than the window of {window_s:.1f} s; cut some of them into "
+            "sentences, or raise recipe.model.max_frames (20 ms each)"
+        )
+    if len(fitting) < len(utterances) and distributed.rank() == 0:
+        print(f"  {len(utterances) - len(fitting)} recordings longer than the window of {window_s:.1f} s left out")
+    return fitting
+
+
+def load_aligner(folder: str | Path, device: str = "cpu") -> CTCAligner:
     """An aligner from a run of `train_aligner`, a speech tokenizer's folder, or a Hugging Face Wav2Vec2ForCTC folder.
 
     Raises FileNotFoundError or ValueError naming the file that is wrong.
@@ -131,10 +201,10 @@ def load_aligner(folder: str | Path) -> CTCAligner:
     keys = json.loads(path.read_text())
     shift = configs.load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
     if "model_type" in keys:
-        return CTCAligner(Wav2Vec2Emitter(folder), shift)
+        return CTCAligner(Wav2Vec2Emitter(folder, device=device), shift)
     if "alphabet" in keys:
-        return CTCAligner(CharacterCTC.load(folder), shift)
-    return CTCAligner(TokenizerEmitter(SpeechTokenizer.load(folder)), shift)
+        return CTCAligner(CharacterCTC.load(folder).to(device), shift)
+    return CTCAligner(TokenizerEmitter(SpeechTokenizer.load(folder).to(device)), shift)
 
 
 def align_utterances(aligner: Aligner, utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Reject]]:

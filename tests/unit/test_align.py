@@ -103,16 +103,19 @@ def test_windows_join_without_a_seam(num_frames: int, reach: int, window_frames:
     columns_K = np.array([5, 0, BLANK_ID])
     windowed = PerfectEmitter(window_frames, context_frames=reach, reach=reach)
     whole = PerfectEmitter(window_frames=1000, reach=reach)
-    found_FK = emissions(windowed, samples_S.astype(np.float32), columns_K)
-    np.testing.assert_allclose(found_FK, emissions(whole, samples_S.astype(np.float32), columns_K), atol=1e-6)
+    samples_S = samples_S.astype(np.float32)
+    cuts = np.sort(np.random.default_rng(seed + 1).integers(0, len(samples_S) + 1, 9))
+    found_FK, num_samples = emissions(windowed, np.split(samples_S, cuts), columns_K)
+    np.testing.assert_allclose(found_FK, emissions(whole, [samples_S], columns_K)[0], atol=1e-6)
+    assert num_samples == len(samples_S)
     assert found_FK.shape == (num_frames, 3)
 
 
 def test_a_context_that_is_too_short_shows() -> None:
     samples_S = (np.arange(100) % (BLANK_ID + 1)).repeat(8).astype(np.float32) / 10
     columns_K = np.arange(BLANK_ID + 1)
-    deaf = emissions(PerfectEmitter(20, context_frames=2, reach=4), samples_S, columns_K)
-    whole = emissions(PerfectEmitter(1000, reach=4), samples_S, columns_K)
+    deaf, _ = emissions(PerfectEmitter(20, context_frames=2, reach=4), [samples_S], columns_K)
+    whole, _ = emissions(PerfectEmitter(1000, reach=4), [samples_S], columns_K)
     assert np.abs(deaf - whole).max() > 0.1
 
 
