@@ -1,4 +1,4 @@
-"""Mixture: an endless, deterministic stream of documents from several sources, weighted by tokens.
+"""Mixture: a deterministic stream of documents from several sources, weighted by tokens, endless unless epochs are bounded.
 
 Place in the pipeline: between shards and packing. Spec 1, 6.1; spec 2, 3.3.
 Trap: weights are shares of *tokens* (markers, BOS and EOS included), not of documents and not of units. Speech documents
@@ -7,11 +7,13 @@ are longer than text documents and units are fewer than tokens, so the three dif
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from speechquilt.config import fingerprint
+from speechquilt.config import fingerprint, nearest
 from speechquilt.types import Document
 
 
@@ -47,10 +49,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """`weights`: share of the tokens per source; they need not add up to 1. A source with weight 0 is left out."""
+    """`weights`: share of the tokens per source; they need not add up to 1. A source with weight 0 is left out.
+
+    `max_epochs`: how often a source may be gone through, parts of an epoch included; a source that is not named has no bound.
+    """
 
     weights: dict[str, float]
     seed: int = 0
+    max_epochs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -58,9 +64,20 @@ class MixtureConfig:
                 raise ValueError(f"weights.{name}={weight} must be a number of at least 0")
         if not any(self.weights.values()):
             raise ValueError(f"weights={self.weights} leaves nothing to mix; give at least one source a weight above 0")
+        for name, epochs in self.max_epochs.items():
+            if name not in self.weights:
+                raise ValueError(f"max_epochs names {name!r}; {nearest(name, list(self.weights))}")
+            if not 0 < epochs < float("inf"):
+                raise ValueError(
+                    f"max_epochs.{name}={epochs} must be a number above 0; leave {name!r} out for no bound"
+                )
 
     def build(self, sources: Mapping[str, Source | RedrawnSource], convert: Convert | None = None) -> "Mixture":
-        return Mixture(sources, self.weights, self.seed, convert)
+        return Mixture(sources, self.weights, self.seed, convert, self.max_epochs)
+
+
+class Exhausted(ValueError):
+    """Every source of the mixture has given its `max_epochs`."""
 
 
 @dataclass
@@ -80,6 +97,8 @@ class Mixture:
     right to within one document per source. Each source is walked in a new seeded permutation per epoch.
     `convert` changes what a draw returns (the speech into BPE pieces), never which document is drawn: tokens are counted
     before it.
+    A source that has given `max_epochs` of its documents (rounded to whole documents, at least one) leaves; the others go on in the
+    proportion of their weights. When none is left `draw` raises Exhausted.
     Raises ValueError when a weighted source is missing or empty.
     """
 
@@ -89,8 +108,10 @@ class Mixture:
         weights: Mapping[str, float],
         seed: int = 0,
         convert: Convert | None = None,
+        max_epochs: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.weights = dict(MixtureConfig(weights=dict(weights), seed=seed).weights)
+        config = MixtureConfig(weights=dict(weights), seed=seed, max_epochs=dict(max_epochs))
+        self.weights = config.weights
         self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         for name in self.weights:
             if name not in sources:
@@ -102,10 +123,20 @@ class Mixture:
         self.seed, self.convert = seed, convert
         self.number = 0
         self._progress = {name: _Progress() for name in self.sources}
+        self.max_epochs = {name: epochs for name, epochs in config.max_epochs.items() if name in self.sources}
+        self._limits = {
+            name: max(1, round(epochs * len(self.sources[name]))) for name, epochs in self.max_epochs.items()
+        }
+        self._active = list(self.sources)
 
     def draw(self) -> tuple[Sample, Document]:
-        """The next sample and its document."""
-        name = min(self.sources, key=lambda name: self._progress[name].tokens / self.weights[name])
+        """The next sample and its document. Raises Exhausted when every source has left."""
+        if self.is_exhausted:
+            raise Exhausted(
+                f"every source has given its max_epochs={self.max_epochs}, {self.number} documents in all; "
+                "raise or remove a bound, or train for fewer steps"
+            )
+        name = min(self._active, key=lambda name: self._progress[name].tokens / self.weights[name])
         progress = self._progress[name]
         if progress.order is None:
             progress.order = self._permutation(name, progress.epoch)
@@ -118,6 +149,8 @@ class Mixture:
         progress.position += 1
         if progress.position == len(progress.order):
             progress.epoch, progress.position, progress.order = progress.epoch + 1, 0, None
+        if self._is_spent(name):
+            self._active.remove(name)
         return sample, self._converted(document)
 
     def document(self, sample: Sample) -> Document:
@@ -128,6 +161,16 @@ class Mixture:
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through."""
         return {name: p.epoch + p.position / len(self.sources[name]) for name, p in self._progress.items()}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Sources that have given their `max_epochs`."""
+        return tuple(name for name in self.sources if name not in self._active)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every source has left."""
+        return not self._active
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -146,14 +189,20 @@ class Mixture:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the state belongs to other sources, sizes, weights or seed."""
+        """Raises ValueError when the state belongs to other sources, sizes, weights, bounds or seed."""
         if state["made_for"] != self._made_for():
             raise ValueError(
                 f"the mixture's state was saved with {state['made_for']}, this run has {self._made_for()}; "
-                "resume with the same sources, weights and seed, or start a new run"
+                "resume with the same sources, weights, max_epochs and seed, or start a new run"
             )
         self.number = state["number"]
         self._progress = {name: _Progress(**state["sources"][name]) for name in self.sources}
+        self._active = [name for name in self.sources if not self._is_spent(name)]
+
+    def _is_spent(self, name: str) -> bool:
+        progress = self._progress[name]
+        given = progress.epoch * len(self.sources[name]) + progress.position
+        return given >= self._limits.get(name, inf)
 
     def _stored(self, sample: Sample) -> Document:
         return self._by_epoch[sample.source](sample.index, sample.epoch)
@@ -166,6 +215,9 @@ class Mixture:
             "seed": self.seed,
             "weights": {name: self.weights[name] for name in self.sources},
             "documents": {name: len(source) for name, source in self.sources.items()},
+            **(
+                {"max_epochs": self.max_epochs} if self.max_epochs else {}
+            ),  # states from before there were bounds stay good
         }
 
     def _permutation(self, name: str, epoch: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Trap: every rank builds every row of the global batch and keeps its own share; t
 what one sees, with one state for all. A row is full by *units* or by *tokens*, whichever comes first.
 """
 
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from speechquilt.config import fingerprint
-from speechquilt.data.mixture import Mixture, Sample
+from speechquilt.data.mixture import Exhausted, Mixture, Sample
 from speechquilt.protocols import Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut
 from speechquilt.vocab import Vocab
@@ -94,9 +95,12 @@ class PackedLoader:
     (no empty attention); all its other tokens are one open unit, so that padding adds two units whatever its length.
 
     `meta` of a batch, for this rank's rows: `tokens`, `speech_tokens`, `units`, `speech_units` (patches), `unit_slots`
-    (`units_per_row` of every row), `targets`, `cut_documents`, `cut_tokens`, `documents` (per source), `document_ids` (per
-    row). For the global batch: `waste` (share of `units_per_row` without a unit) and `max_units` (most units in a row,
+    (`units_per_row` of every row), `targets`, `cut_documents`, `cut_tokens`, `documents` (per source), `epochs` (per source:
+    share of its documents that are here, so that sums over batches and ranks say how often it was trained on),
+    `document_ids` (per row). For the global batch: `waste` (share of `units_per_row` without a unit) and `max_units` (most units in a row,
     padding included), equal on all ranks. So are T, `num_units` and `num_local` (both None without a patcher).
+    A source that leaves a mixture with `max_epochs` is named in a warning of rank 0. When all have left, batches are made
+    while the buffer can fill one; then `next_batch` raises mixture.Exhausted, and less than a batch stays unused.
     Raises ValueError when `rows` cannot be divided by `world_size`.
     """
 
@@ -123,7 +127,9 @@ class PackedLoader:
         self._buffer: list[_Item] = []
 
     def next_batch(self) -> Batch:
+        gone = self.mixture.left
         rows = self._pack_rows()
+        self._report_left([name for name in self.mixture.left if name not in gone])
         self.num_batches += 1
         return self._collate(rows, self._rounded(max(sum(item.num_tokens for item in row) for row in rows)))
 
@@ -159,7 +165,11 @@ class PackedLoader:
     # --- documents -> items
 
     def _draw(self) -> None:
-        sample, document = self.mixture.draw()
+        try:
+            sample, document = self.mixture.draw()
+        except Exhausted as error:
+            wanted = f"batch {self.num_batches + 1} of {self.total_batches}"
+            raise Exhausted(f"{wanted} cannot be filled: {error}") from error
         self._buffer.append(self._prepare(sample, document, self.num_batches))
 
     def _prepare(self, sample: Sample, document: Document, drawn_in: int) -> _Item:
@@ -217,9 +227,17 @@ class PackedLoader:
             whole += 1
             if units <= FIRST_SHARE * slots:
                 first = whole
-        while len(self._buffer) < whole + self.config.buffer:
+        while len(self._buffer) < whole + self.config.buffer and not self.mixture.is_exhausted:
             self._draw()
         return first
+
+    def _report_left(self, names: list[str]) -> None:
+        for name in names if self.rank == 0 else ():
+            warnings.warn(
+                f"source {name!r} has given its max_epochs={self.mixture.max_epochs[name]} and leaves the mixture while "
+                f"batch {self.num_batches + 1} of {self.total_batches} is packed; the others go on by their weights",
+                stacklevel=3,
+            )
 
     # --- rows -> Batch
 
@@ -264,6 +282,7 @@ class PackedLoader:
 
     def _meta(self, rows: list[list[_Item]], mine: list[list[_Item]], num_tokens: int) -> dict[str, Any]:
         items = [item for row in mine for item in row]
+        documents = Counter(item.sample.source for item in items)
         units_R = [sum(item.num_units for item in row) for row in rows]
         tokens_R = [sum(item.num_tokens for item in row) for row in rows]
         padding_units = [
@@ -278,7 +297,8 @@ class PackedLoader:
             "targets": sum(int((item.labels_T != IGNORE).sum()) for item in items),
             "cut_documents": sum(item.num_cut > 0 for item in items),
             "cut_tokens": sum(item.num_cut for item in items),
-            "documents": dict(Counter(item.sample.source for item in items)),
+            "documents": dict(documents),
+            "epochs": {name: documents[name] / len(source) for name, source in self.mixture.sources.items()},
             "document_ids": [[item.laid_out.id for item in row] for row in mine],
             "waste": 1 - sum(units_R) / (self.config.units_per_row * len(rows)),
             "max_units": max(units + padding for units, padding in zip(units_R, padding_units)),

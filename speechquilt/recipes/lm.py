@@ -7,7 +7,7 @@ without them cannot be used.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-tex
 @dataclass(frozen=True, kw_only=True)
 class LMRecipe:
     """`model.vocab_size` is filled in from the shards. `weights`: share of tokens per source, missing sources left out.
+    `max_epochs`: how often a source may be gone through before it leaves the mixture (default: no bound).
 
     `budget` "units" or "tokens": train for about `budget_amount` of them (base speech tokens, text and special tokens, over
     all ranks); the number of steps follows from the data and replaces `train.steps`. `speech_pieces`: read speech as that
@@ -59,8 +60,10 @@ class LMRecipe:
     budget_amount: int = 0
     speech_pieces: int | None = None
     warm_start: str = ""
+    max_epochs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
         if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
             raise ValueError(
                 f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
@@ -116,7 +119,10 @@ class LMData:
     def mixture(self, recipe: LMRecipe) -> Mixture:
         weights = {s: recipe.weights[s] for s in self.sources}
         convert = None if self.bpe is None else self.bpe.document
-        return MixtureConfig(weights=weights, seed=recipe.train.seed).build(self.sources, convert)
+        max_epochs = {s: epochs for s, epochs in recipe.max_epochs.items() if s in weights}
+        return MixtureConfig(weights=weights, seed=recipe.train.seed, max_epochs=max_epochs).build(
+            self.sources, convert
+        )
 
     def loader(
         self,
@@ -221,7 +227,8 @@ def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
     """`train.steps`, or as many as the budget in units or tokens allows; equal on every rank and in every resumed run."""
     if recipe.budget == "steps":
         return recipe.train.steps
-    mixture = data.mixture(recipe)  # goes on from point to point, so that each sees other documents
+    # It goes on from point to point, so that each sees other documents: as often as that takes.
+    mixture = data.mixture(replace(recipe, max_epochs={}))
 
     def loader_at(progress: float) -> Loader:
         return data.loader(recipe, mixture, AtProgress(patcher, progress), total_batches=1)

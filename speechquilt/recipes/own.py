@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt import audio, config
-from speechquilt.data.corpus import Reject, TextDocument, read_texts
 from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.pack import PackConfig
 from speechquilt.data.shards import is_complete
@@ -27,6 +26,7 @@ from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.budget import Budget
 from speechquilt.recipes.corpus import folder_corpus
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.recipes.mixtures import shares, weights_of
 from speechquilt.recipes.speech import encode_all, text_tokenizer_of
 from speechquilt.recipes.speech import tokenize as tokenize_utterances
 from speechquilt.recipes.stage import Story, make_folder, report, required, write_json
@@ -55,7 +55,8 @@ class TextToTokenRun:
 @dataclass(frozen=True, kw_only=True)
 class LMTraining:
     """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
-    tokens per source (default: the story's, for the sources given); `tokenizer`: run folder of the speech tokenizer.
+    tokens per source (default: the story's, for the sources given), or `mixture`: a preset of `mixtures` instead of them;
+    `max_epochs`: source name -> how often it may be gone through; `tokenizer`: run folder of the speech tokenizer.
     `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
     that many BPE pieces. `preset` is a size of docs/presets.md, `text_path` the way of text in a latent model ("decoder" or
     "bypass"), `warm_start` a Hugging Face folder to start from. On many GPUs: docs/how-to/many-gpus.md.
@@ -70,6 +71,8 @@ class LMTraining:
     warm_start: str = ""
     patcher: PatcherConfig = PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
+    mixture: str = ""
+    max_epochs: dict[str, float] = field(default_factory=dict)
     pack: PackConfig = defaults.PACK
     train: TrainConfig = defaults.PRETRAIN
     budget: Budget = "steps"
@@ -179,13 +182,16 @@ def run_lm(settings: LMTraining) -> None:
         model=_model(settings.kind, settings.preset, settings.text_path),
         warm_start=settings.warm_start,
         patcher=settings.patcher,
-        weights={source: settings.weights.get(source, 1.0) for source in settings.shards},
+        weights=weights_of(settings.mixture, settings.weights, settings.shards),
+        max_epochs=settings.max_epochs,
         pack=settings.pack,
         train=settings.train,
         budget=settings.budget,
         budget_amount=settings.budget_amount,
         speech_pieces=settings.speech_pieces,
     )
+    if distributed.rank() == 0:
+        print(f"mixture  {shares(recipe.weights)}")
     folder = Path(settings.run_dir)
     make_folder(folder)
     found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
@@ -193,16 +199,6 @@ def run_lm(settings: LMTraining) -> None:
         tokenizer.save(folder / "tokenizer")
         report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
     distributed.stop()
-
-
-def interleave(corpus: Path, output: Path, text_to_token: Path, *, passes: int, ratio: float, seed: int) -> None:
-    """`speechquilt interleave`."""
-    texts = list(read_texts(corpus))
-    good = [item for item in texts if isinstance(item, TextDocument)]
-    rejects = [item for item in texts if isinstance(item, Reject)]
-    settings = InterleaveConfig(ratio=ratio, seed=seed)
-    found = _interleaved_shards(good, text_to_token, output, settings, passes, rejects)
-    report(found, output, f"speechquilt inspect {output}")
 
 
 def evaluate(lm: Path, items: Path, out: Path | None) -> None:
@@ -277,7 +273,7 @@ def _text_shards(texts: Any, tokenizer: SpeechTokenizer, folder: Path) -> None:
 
 
 def _interleaved_shards(
-    texts: Any, speaker_dir: Path, folder: Path, settings: InterleaveConfig, passes: int, rejects: Any = ()
+    texts: Any, speaker_dir: Path, folder: Path, settings: InterleaveConfig, passes: int
 ) -> dict[str, Any]:
     loaded = text_to_token_models.load(speaker_dir)
     engine = EngineConfig().build(loaded.model, loaded.tokenizer)
@@ -286,7 +282,7 @@ def _interleaved_shards(
         loaded.model.vocab, loaded.tokenizer, loaded.speech_fingerprint, stage="interleave", **config.to_dict(settings)
     )
     documents = shard_recipes.interleaved_documents(texts, engine, loaded.tokenizer, passes, settings, stats)
-    counts = shard_recipes.write(folder, info, [*documents, *rejects])
+    counts = shard_recipes.write(folder, info, documents)
     found = {f"shards.interleaved.{key}": n for key, n in counts.items()}
     return {**found, "shards.interleaved.ratio": stats.ratio}
 

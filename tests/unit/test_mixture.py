@@ -1,4 +1,4 @@
-"""The mixture: exact weights by tokens, every document once per epoch, exact resume."""
+"""The mixture: exact weights by tokens, every document once per epoch, bounds on epochs, exact resume."""
 
 import json
 from collections import Counter
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Mixture, MixtureConfig, num_laid_out
+from speechquilt.data.mixture import Exhausted, Mixture, MixtureConfig, num_laid_out
+from speechquilt.recipes.mixtures import PRESETS, shares, weights_of
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 
@@ -156,3 +157,108 @@ def test_bad_mixtures_are_refused():
         MixtureConfig(weights={"a": 0})
     config = MixtureConfig(weights={"a": 1.0, "missing": 0.0}, seed=3)
     assert config.build(sources(a=2)).draw()[0].source == "a"
+
+
+def draw_all(mixture: Mixture, at_most: int = 1000) -> list:
+    """Samples until every source has left."""
+    samples = []
+    while not mixture.is_exhausted:
+        samples.append(mixture.draw()[0])
+        assert len(samples) <= at_most
+    return samples
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    a=st.integers(1, 12), b=st.integers(1, 12), of_a=st.floats(0.1, 3), of_b=st.floats(0.1, 3), seed=st.integers(0, 3)
+)
+def test_bounded_sources_give_their_epochs_and_leave(a, b, of_a, of_b, seed):
+    mixture = Mixture(sources(a=a, b=b), {"a": 1, "b": 2}, seed, max_epochs={"a": of_a, "b": of_b})
+    drawn = Counter(sample.source for sample in draw_all(mixture))
+    assert drawn == {"a": max(1, round(of_a * a)), "b": max(1, round(of_b * b))}
+    assert mixture.left == ("a", "b")
+    state = mixture.state_dict()
+    with pytest.raises(Exhausted, match=r"every source has given its max_epochs=.*raise or remove a bound"):
+        mixture.draw()
+    assert mixture.state_dict() == state
+
+
+def test_the_others_go_on_by_their_weights():
+    data = {name: documents(name, 60, 10, 30, seed) for seed, name in enumerate("abc")}
+    mixture = Mixture(data, {"a": 1, "b": 2, "c": 1}, max_epochs={"a": 0.5})
+    while not mixture.left:
+        mixture.draw()
+    assert mixture.left == ("a",)
+    before = mixture.tokens
+    after = [mixture.draw()[0].source for _ in range(1000)]
+    assert set(after) == {"b", "c"}
+    gained = {name: n - before[name] for name, n in mixture.tokens.items()}
+    assert gained["a"] == 0
+    assert gained["b"] / gained["c"] == pytest.approx(2, abs=0.02)
+    assert mixture.epochs["a"] == 0.5
+
+
+def test_a_bound_changes_nothing_before_it_is_reached():
+    free = Mixture(sources(a=20, b=20), {"a": 1, "b": 2}, seed=3)
+    bound = Mixture(sources(a=20, b=20), {"a": 1, "b": 2}, seed=3, max_epochs={"a": 2})
+    until = []
+    while not bound.left:
+        until.append(bound.draw()[0])
+    assert len(until) > 40
+    assert until == [free.draw()[0] for _ in until]
+
+
+@settings(max_examples=20, deadline=None)
+@given(before=st.integers(0, 60), seed=st.integers(0, 3))
+def test_resume_is_exact_also_where_a_source_leaves(before, seed):
+    def make():
+        return Mixture(sources(a=7, b=11), {"a": 2, "b": 1}, seed=seed, max_epochs={"a": 1.5, "b": 5})
+
+    mixture = make()
+    for _ in range(before):
+        mixture.draw()
+    state = json.loads(json.dumps(mixture.state_dict()))
+    again = make()
+    draw_all(again)  # a used mixture forgets what has left
+    again.load_state_dict(state)
+    assert again.left == mixture.left
+    assert draw_all(again) == draw_all(mixture)
+
+
+def test_other_bounds_are_another_stream():
+    bounded = Mixture(sources(a=4), {"a": 1}, max_epochs={"a": 2})
+    with pytest.raises(ValueError, match="max_epochs"):
+        Mixture(sources(a=4), {"a": 1}).load_state_dict(bounded.state_dict())
+    unbounded = Mixture(sources(a=4), {"a": 1}).state_dict()
+    assert unbounded["made_for"].keys() == {"seed", "weights", "documents"}  # as before there were bounds
+
+
+def test_bad_bounds_are_refused():
+    with pytest.raises(ValueError, match=r"max_epochs names 'txt'; did you mean text"):
+        MixtureConfig(weights={"text": 1}, max_epochs={"txt": 1})
+    for epochs in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"max_epochs\.a="):
+            MixtureConfig(weights={"a": 1}, max_epochs={"a": epochs})
+
+
+def test_presets_hold_the_papers_numbers():
+    """Spec synthetic-interleaved 6.1: the shares follow from the printed token counts; latent-speech-text 3.3: 1 to 2."""
+    for mixture, epochs in (("interleaved_paper", (2.10, 2.07)), ("interleaved_paper_b", (1, 1))):
+        speech, pairs = 31 * epochs[0], 14.5 * epochs[1]
+        weights = PRESETS[mixture]
+        assert sum(weights.values()) == pytest.approx(1)
+        assert weights["text"] == 0.30
+        assert weights["speech"] == pytest.approx(speech / 1000, abs=0.001)
+        assert weights["asr"] + weights["tts"] == pytest.approx(pairs / 1000, abs=0.001)
+    assert PRESETS["lst_paper"]["parallel"] / PRESETS["lst_paper"]["text"] == pytest.approx(0.5)
+
+
+def test_a_preset_weighs_the_sources_that_are_there():
+    found = weights_of("interleaved_paper", {"text": 9.0}, ["text", "interleaved"])
+    assert found == {"text": 0.30, "interleaved": 0.605}
+    assert shares(found) == "interleaved 66.9%, text 33.1%"
+    assert weights_of("", {"text": 9.0}, ["text", "mine"]) == {"text": 9.0, "mine": 1.0}
+    with pytest.raises(ValueError, match=r"no share for the source 'mine', only for text, parallel"):
+        weights_of("lst_paper", {}, ["text", "mine"])
+    with pytest.raises(ValueError, match="did you mean lst_paper"):
+        weights_of("lst_papr", {}, ["text"])

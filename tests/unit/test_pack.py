@@ -1,6 +1,7 @@
 """Packing: every batch is valid and full, labels are right, no document is lost, and resume and ranks change nothing."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Mixture
+from speechquilt.data.mixture import Exhausted, Mixture
 from speechquilt.data.pack import PackConfig, PackedLoader
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Segment
 from speechquilt.vocab import Vocab
 
 VOCAB = Vocab(num_text=50, num_speech=30)
+ARRAYS = ("ids_BT", "labels_BT", "doc_BT", "opens_BT", "closes_BT")
 
 
 class Chunks:
@@ -82,8 +84,7 @@ def same(a: Batch, b: Batch) -> bool:
     def equal(x, y):
         return (x is None and y is None) or torch.equal(x, y)
 
-    names = ("ids_BT", "labels_BT", "doc_BT", "opens_BT", "closes_BT")
-    return a.meta == b.meta and all(equal(getattr(a, name), getattr(b, name)) for name in names)
+    return a.meta == b.meta and all(equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
 
 
 def documents_in(batch: Batch) -> list[tuple[str, dict[str, torch.Tensor]]]:
@@ -232,12 +233,97 @@ def test_resume_is_bit_identical(before, seed, patched):
     assert min(made.mixture.epochs.values()) > 1  # the edge was crossed
 
 
+def bounded(rank: int = 0, world_size: int = 1) -> PackedLoader:
+    """Source a leaves first, then b."""
+    mixture = Mixture(SOURCES, {"a": 1.0, "b": 1.0}, max_epochs={"a": 2.0, "b": 4.0})
+    return PackedLoader(mixture, VOCAB, Chunks(4), CONFIG, 0, 50, rank, world_size)
+
+
+def keep_packing(made: PackedLoader, batches: list[Batch]) -> None:
+    while len(batches) < 1000:
+        batches.append(made.next_batch().validate())
+
+
+def test_a_bounded_mixture_is_packed_to_its_end(recwarn):
+    """Valid batches until less than one is left; nothing twice, and every source's departure is told once."""
+    made, batches = bounded(), []
+    with pytest.raises(Exhausted, match=r"batch \d+ of 50 cannot be filled: every source has given its max_epochs"):
+        keep_packing(made, batches)
+    seen, epochs = Counter(), Counter()
+    for batch in batches:
+        seen.update(id for ids in batch.meta["document_ids"] for id in ids)
+        epochs.update(batch.meta["epochs"])
+    assert [str(w.message).split("'")[1] for w in recwarn] == ["a", "b"]
+    left = Counter(item.laid_out.id for item in made._buffer)
+    assert sum(item.num_units for item in made._buffer) < CONFIG.rows * CONFIG.units_per_row
+    assert seen + left == {d.id: bound for name, bound in (("a", 2), ("b", 4)) for d in SOURCES[name]}
+    for name, bound in (("a", 2), ("b", 4)):
+        unused = sum(item.sample.source == name for item in made._buffer) / len(SOURCES[name])
+        assert epochs[name] == pytest.approx(bound - unused)
+
+
+def test_only_one_rank_tells_that_a_source_left(recwarn):
+    second = bounded(rank=1, world_size=2)
+    while not second.mixture.left:
+        second.next_batch()
+    assert not recwarn
+
+
+@settings(max_examples=10, deadline=None)
+@given(before=st.integers(0, 12))
+@pytest.mark.filterwarnings("ignore:source")
+def test_resume_is_bit_identical_where_a_source_leaves(before):
+    made = bounded()
+    for _ in range(before):
+        made.next_batch()
+    state = json.loads(json.dumps(made.state_dict()))
+    expected = [made.next_batch() for _ in range(5)]
+    again = bounded()
+    again.load_state_dict(state)
+    assert all(same(again.next_batch(), batch) for batch in expected)
+
+
+def global_rows(ranks: list[PackedLoader]) -> list[list[tuple]]:
+    """One global batch: of every row, in order, its documents and all their arrays."""
+    batches = [rank.next_batch() for rank in ranks]
+    return [
+        [batch.meta["document_ids"][r], *(getattr(batch, name)[r].tolist() for name in ARRAYS)]
+        for r in range(len(batches[0].ids_BT))
+        for batch in batches
+    ]
+
+
+@settings(max_examples=8, deadline=None)
+@given(before=st.integers(0, 8), seed=st.integers(0, 3), saved_with=st.sampled_from([1, 2, 4]))
+def test_any_number_of_ranks_goes_on_with_the_same_global_rows(before, seed, saved_with):
+    """Every rank builds every row of the global batch, so a state knows nothing of ranks; also across epochs."""
+
+    def ranks(world_size: int) -> list[PackedLoader]:
+        data = sources(a=13, b=21)
+        return [
+            loader(patcher=Drifting(2), seed=seed, total_batches=12, data=data, rank=r, world_size=world_size)
+            for r in range(world_size)
+        ]
+
+    first = ranks(saved_with)
+    for _ in range(before):
+        global_rows(first)
+    states = [json.loads(json.dumps(rank.state_dict())) for rank in first]
+    assert all(state == states[0] for state in states)
+    expected = [global_rows(first) for _ in range(5)]
+    for world_size in (1, 2, 4):
+        others = ranks(world_size)
+        for rank in others:
+            rank.load_state_dict(states[0])
+        assert [global_rows(others) for _ in range(5)] == expected
+
+
 def test_two_ranks_are_one():
     one = loader()
     two = [loader(rank=r, world_size=2) for r in range(2)]
     for n in range(8):
         whole, parts = one.next_batch(), [rank.next_batch() for rank in two]
-        for name in ("ids_BT", "labels_BT", "doc_BT", "opens_BT", "closes_BT"):
+        for name in ARRAYS:
             x = getattr(whole, name)
             assert torch.equal(x[0::2], getattr(parts[0], name))
             assert torch.equal(x[1::2], getattr(parts[1], name))

@@ -23,6 +23,7 @@ class NextTokenObjective:
     per unit of speech, and of text and special tokens), `row_tokens` and `row_units` (means of the rows), `waste_tokens`
     (share of padding in the rows), each with its weight; `total_tokens`, `total_speech_tokens`, `total_units`,
     `total_speech_units`. The counts are those that the packer puts into `batch.meta` (padding not counted).
+    `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`.
     `waste_units` (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when
     `flops(batch)` is given, in FLOPs of one training step.
     """
@@ -54,7 +55,8 @@ class NextTokenObjective:
         totals = {f"total_{key}": float(batch.meta[key]) for key in COUNTS}
         if self.flops is not None:
             totals["total_flops"] = float(self.flops(batch))
-        return totals
+        epochs = batch.meta.get("epochs", {})  # names every source in every batch: ranks must agree on names
+        return totals | {f"total_epochs_{source}": float(share) for source, share in epochs.items()}
 
     def _packing(self, batch: Batch) -> dict[str, float]:
         """How well the rows are used: sums and their weights."""
