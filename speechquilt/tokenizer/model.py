@@ -7,7 +7,7 @@ parts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +74,11 @@ class SpeechTokenizerConfig(TokenEncoderConfig):
                 f"decoder_prompt={self.decoder_prompt} and decoder_end={self.decoder_end} come together and must be ids "
                 f"below text_vocab_size={self.text_vocab_size}; leave both out for a new decoder"
             )
+
+    def tokens_only(self) -> TokenEncoderConfig:
+        """The part that makes tokens: nothing above the codebook, no heads."""
+        kept = {field.name: getattr(self, field.name) for field in fields(TokenEncoderConfig)}
+        return TokenEncoderConfig(**kept | {"layers_above": 0})
 
     def quantizer(self) -> VectorQuantizerConfig:
         return VectorQuantizerConfig(
