@@ -1,0 +1,191 @@
+"""The interleaving study: mixtures are the asked ones, seeds are pooled, and a small one runs to its tables and goes on after a stop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechquilt import config as configs
+from speechquilt.data.shards import ShardFolder
+from speechquilt.recipes import defaults, interleaving, study, toy
+from speechquilt.recipes.interleaving import Condition, InterleavingConfig, Question
+from speechquilt.recipes.stage import MARK, Story, write_json
+from tests.e2e.test_story import SETTINGS
+
+RECORDED = ("parallel", "speech", "asr", "tts")
+INTERLEAVED = set(toy.INTERLEAVED)
+weight = st.floats(0.05, 1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.fixed_dictionaries(dict.fromkeys(defaults.WEIGHTS, weight)), amount=st.floats(0.01, 1.0))
+def test_interleaved_data_has_its_share_and_the_others_fill_up_in_proportion(weights, amount):
+    total, interleaved = sum(weights.values()), sum(weights[s] for s in INTERLEAVED)
+    for kind in ("both", "synthetic", "parallel"):
+        mixed = Condition(amount=amount, interleaving=kind).weights(weights)
+        assert sum(mixed.values()) == pytest.approx(1)
+        assert sum(mixed.get(s, 0) for s in INTERLEAVED) == pytest.approx(amount * interleaved / total)
+        others = weights.keys() - INTERLEAVED
+        assert len({round(mixed[s] / weights[s], 9) for s in others}) == 1
+        assert (
+            INTERLEAVED & mixed.keys()
+            == {"both": INTERLEAVED, "synthetic": {"interleaved"}, "parallel": {"parallel"}}[kind]
+        )
+
+
+def test_the_baseline_mixes_as_the_story_does():
+    assert Condition().weights(defaults.WEIGHTS) == pytest.approx(defaults.WEIGHTS)
+    assert Condition(amount=0).weights(defaults.WEIGHTS).keys() == defaults.WEIGHTS.keys() - INTERLEAVED
+
+
+def test_a_source_left_out_is_shared_by_all_others():
+    mixed = Condition(without=RECORDED).weights(defaults.WEIGHTS)
+    assert mixed == pytest.approx({"text": 0.12 / 0.47, "interleaved": 0.35 / 0.47})
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (Condition(amount=2), "amount=2 makes interleaved data 1.06 of all tokens"),
+        (Condition(without=("tts", "txet")), "without names 'txet'"),
+        (Condition(without=tuple(defaults.WEIGHTS)), "leaves no source to read"),
+    ],
+)
+def test_an_impossible_mixture_is_refused(condition, message):
+    with pytest.raises(ValueError, match=message):
+        condition.weights(defaults.WEIGHTS)
+
+
+def test_conditions_that_coincide_are_one_run():
+    config = InterleavingConfig()
+    asked = [c for question in config.questions.values() for c in question.conditions.values()]
+    names = [condition.name for condition in config.conditions]
+    assert (len(asked), len(names), len(set(names))) == (15, 12, 12)
+    assert asked.count(Condition()) == 4
+    assert configs.override(config, []) == config  # every setting survives JSON
+
+
+def test_a_question_is_asked_against_one_of_its_conditions():
+    with pytest.raises(ValueError, match="against='2' must be one of 1"):
+        Question(conditions={"1": Condition()}, against="2")
+
+
+def write_details(evals: Path, run: str, **items: list[dict]) -> None:
+    (evals / run).mkdir(parents=True)
+    write_json(evals / run / study.DETAILS, {key: {"items": of} for key, of in items.items()})
+
+
+def test_seeds_are_pooled_and_gains_are_paired_with_the_same_seed(tmp_path):
+    def answers(*correct: bool) -> list[dict]:
+        return [{"cluster": f"s{i // 2}", "correct": c} for i, c in enumerate(correct)]
+
+    write_details(tmp_path, "a_seed0", task=answers(True, True, True, False))
+    write_details(tmp_path, "a_seed1", task=answers(True, True, False, False))
+    write_details(tmp_path, "b_seed0", task=answers(False, True, True, False))
+    write_details(tmp_path, "b_seed1", task=answers(False, True, False, False))
+    a, b = study.run_names("a", (0, 1)), study.run_names("b", (0, 1))
+    found = study.pooled_accuracy(tmp_path, "task", a, b)
+    assert (found["value"], found["n"], found["clusters"], found["seeds"]) == (0.625, 8, 2, [0.75, 0.5])
+    assert found["gain"]["value"] == 0.25
+    assert (found["gain"]["low"], found["gain"]["high"]) == (0, 0.5)  # s0 gains a half, s1 nothing
+    assert study.accuracy_cell(found).endswith("(75 50) +25.0 [0, 50]")
+    assert study.accuracy_cell(study.pooled_accuracy(tmp_path, "task", a, a)).endswith("(75 50)")
+
+
+def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
+    tokens = np.arange(1, 41)
+
+    def losses(per_token: np.ndarray) -> list[dict]:
+        return [{"nats": float(x * n), "tokens": int(n)} for x, n in zip(per_token, tokens)]
+
+    spread = np.linspace(-0.5, 0.5, 40)
+    write_details(tmp_path, "a_seed0", loss=losses(2 + spread))
+    write_details(tmp_path, "a_seed1", loss=losses(3 + spread))
+    write_details(tmp_path, "b_seed0", loss=losses(1 + spread))
+    write_details(tmp_path, "b_seed1", loss=losses(3 + spread))
+    found = study.pooled_loss(tmp_path, "loss", study.run_names("a", (0, 1)), study.run_names("b", (0, 1)))
+    mean = float((spread * tokens).sum() / tokens.sum())
+    assert found["value"] == pytest.approx(2.5 + mean)
+    assert found["seeds"] == pytest.approx([2 + mean, 3 + mean])
+    assert found["low"] < found["value"] < found["high"]
+    assert [found["gain"][key] for key in ("value", "low", "high")] == pytest.approx(
+        [0.5] * 3
+    )  # the same for every story
+
+
+def tiny(run_dir: Path) -> InterleavingConfig:
+    small = ["width=32", "num_layers=1", "ffn_width=64"]
+    models = [f"{model}.{setting}" for model in ("plain.llama", "latent.global_") for setting in small]
+    story = configs.override(toy.ToyConfig(), [*SETTINGS, *models, f"run_dir={run_dir / 'story'}"])
+    alone = Condition(without=RECORDED, patcher="curriculum")
+    return InterleavingConfig(
+        run_dir=str(run_dir / "study"),
+        story=story,
+        seeds=(0,),
+        steps=3,
+        num_stories=2,
+        questions={
+            "ratio": Question(conditions={"0.3": Condition(), "0.5": Condition(ratio=0.5)}, against="0.3"),
+            "alone": Question(conditions={"all": Condition(), "synthetic": alone}, against="all"),
+        },
+    )
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_path):
+    config = tiny(tmp_path)
+    page = interleaving.study(config)
+    before, story, made = page.read_text(), times(tmp_path / "story"), times(tmp_path / "study" / "lm")
+    rows = json.loads((tmp_path / "study" / "results.json").read_text())["questions"]
+    assert rows["ratio"]["0.3"] == rows["alone"]["all"]  # one run in two questions
+    assert rows["ratio"]["0.5"]["story.topic.SS"]["n"] == 2
+    assert len({row["speech_loss"]["value"] for of in rows.values() for row in of.values()}) == 3
+    assert rows["alone"]["synthetic"]["weights"].keys() == {"text", "interleaved"}
+    assert before.count("\n") == 5 * (2 + 4) + 4
+
+    lost = tmp_path / "study" / "lm" / "baseline_seed0"
+    for path in (page, lost / MARK, tmp_path / "study" / "evals" / "ratio_0_5_seed0" / MARK):
+        path.unlink()
+    assert interleaving.study(config).read_text() == before
+    assert times(tmp_path / "story") == story
+    again = times(tmp_path / "study" / "lm")
+    assert {path for path in again if again[path] != made.get(path)} <= set(lost.rglob("*"))
+    check_shards(config, tmp_path)
+    check_voiced(config, tmp_path)
+
+
+def check_shards(config: InterleavingConfig, run_dir: Path) -> None:
+    """The shards of the other ratio hold the same texts, more of them spoken, every spoken span with its word ends."""
+    paths = {
+        0.3: run_dir / "story" / "shards" / "interleaved",
+        0.5: run_dir / "study" / "shards" / "ratio_0_5" / "interleaved",
+    }
+    folders = {ratio: ShardFolder(path) for ratio, path in paths.items()}
+    assert len({(f.info.speech_fingerprint, f.info.text_fingerprint) for f in folders.values()}) == 1
+    ids, texts = (
+        [[of(f, i) for i in range(len(f))] for f in folders.values()] for of in (lambda f, i: f[i].id, ShardFolder.text)
+    )
+    assert ids[0] == ids[1]
+    assert texts[0] == texts[1]
+    mark = json.loads((paths[0.5].parent / MARK).read_text())
+    assert mark["results"]["shards.ratio_0.5.documents"] == len(folders[0.5])
+    assert folders[0.5].info.made_by["ratio"] == 0.5
+    documents = [folders[0.5][i] for i in range(len(folders[0.5]))]
+    spoken = [s for d in documents for s in d.segments if s.modality == "speech"]
+    assert all(s.unit_end_T is not None for s in spoken)
+
+
+def check_voiced(config: InterleavingConfig, run_dir: Path) -> None:
+    """What was tokenised once is what a run would have made itself."""
+    made = toy.prepare(toy.scaled(config.story), Story(run_dir / "story"))
+    kept = interleaving.read_voiced(run_dir / "study" / "voiced" / interleaving.VOICED)
+    interleaving.voice(config, made, run_dir)
+    assert {key: s.ids_T.tolist() for key, s in kept.items()} == {
+        key: s.ids_T.tolist() for key, s in interleaving.read_voiced(run_dir / interleaving.VOICED).items()
+    }
