@@ -7,9 +7,9 @@ a hundred times the steps; nothing but numbers changes.
 
 from speechquilt.data.pack import PackConfig
 from speechquilt.model import presets
-from speechquilt.nn.llama import LlamaConfig
 from speechquilt.recipes.text_to_token import TextToTokenRecipe
 from speechquilt.recipes.tokenizer import TokenizerRecipe
+from speechquilt.text_to_token import presets as text_to_token_presets
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.model import SpeechTokenizerConfig
@@ -48,7 +48,7 @@ TOKENIZER = TokenizerRecipe(
     batch_seconds=24.0,
 )
 TEXT_TO_TOKEN = TextToTokenRecipe(
-    llama=LlamaConfig(width=160, num_layers=4, num_heads=4, num_kv_heads=4, ffn_width=448),
+    llama=text_to_token_presets.llama("toy"),
     data=TextToTokenDataConfig(rows=8, row_tokens=256),
     train=TrainConfig(steps=750, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
     engine=EngineConfig(temperature=0.7),

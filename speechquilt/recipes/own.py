@@ -3,7 +3,7 @@
 Place in the pipeline: layer 4; `speechquilt story own` runs all stages, the other commands run one each.
 Cost: that of `defaults`, minutes on two cores, which is right for trying things out; real data wants larger sizes and a GPU.
 Trap: without word times in the metadata an utterance is one unit, so aligned and curriculum patching refuse its shards
-and the text-to-token model learns whole utterances only. Use static patching, or bring word times.
+and the text-to-token model learns whole utterances only. Use static patching, bring word times, or let `align=true` find them.
 """
 
 import json
@@ -23,6 +23,9 @@ from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.align import align_corpus, with_words
+from speechquilt.recipes.aligner import OWN as OWN_ALIGNER
+from speechquilt.recipes.aligner import AlignerRecipe
 from speechquilt.recipes.budget import Budget
 from speechquilt.recipes.corpus import folder_corpus
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
@@ -34,6 +37,7 @@ from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_t
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import model as text_to_token_models
+from speechquilt.text_to_token import presets as text_to_token_presets
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.train import distributed
@@ -44,11 +48,13 @@ from speechquilt.vocab import Vocab
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenRun:
-    """`speech`: the same kind of folder; `tokenizer`: run folder of the speech tokenizer."""
+    """`speech`: the same kind of folder; `tokenizer`: run folder of the speech tokenizer; `preset`: a size of
+    docs/how-to/text-to-token.md in place of `recipe.llama`."""
 
     speech: str = ""
     tokenizer: str = "runs/tokenizer"
     run_dir: str = "runs/text_to_token"
+    preset: str = ""
     recipe: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
 
 
@@ -82,11 +88,15 @@ class LMTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig:
-    """`speech`: folder of audio with transcripts; `text`: folder or file of text (default: the transcripts)."""
+    """`speech`: folder of audio with transcripts; `text`: folder or file of text (default: the transcripts). `align`: train an
+    aligner on the recordings (`aligner`) and give word times to those that have none.
+    """
 
     speech: str = ""
     text: str | None = None
     run_dir: str = "runs/own"
+    align: bool = False
+    aligner: AlignerRecipe = OWN_ALIGNER
     tokenizer: TokenizerRecipe = defaults.TOKENIZER
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
     interleave: InterleaveConfig = InterleaveConfig()
@@ -104,6 +114,15 @@ def story(settings: OwnConfig) -> None:
     corpus = folder_corpus(required("speech", settings.speech), Path(settings.text) if settings.text else None)
     for reject in corpus.rejects:
         print(f"  left out {reject.id}: {reject.reason}")
+    if settings.align:
+        whole = corpus
+        aligner_dir = stages.stage(
+            "aligner",
+            [settings.speech, settings.aligner],
+            lambda folder: align_corpus(settings.aligner, whole, folder),
+            what=f"word times for {len(corpus.sentences)} recordings",
+        )
+        corpus = with_words(corpus, aligner_dir)
     texts = [u.text for u in corpus.sentences] + [t.text for t in corpus.texts]
     tokenizer_dir = stages.stage(
         "tokenizer",
@@ -122,7 +141,7 @@ def story(settings: OwnConfig) -> None:
         "text_to_token",
         settings.text_to_token,
         lambda folder: train_text_to_token(
-            settings.text_to_token, tokenizer, corpus.sentences, [u.text for u in corpus.held_out], folder
+            settings.text_to_token, tokenizer, corpus.sentences, corpus.held_out, folder
         ),
         what="a text-to-token model",
     )
@@ -167,11 +186,13 @@ def story(settings: OwnConfig) -> None:
 
 def run_text_to_token(settings: TextToTokenRun) -> None:
     """`speechquilt train text_to_token`."""
+    recipe = settings.recipe
+    if settings.preset:
+        recipe = replace(recipe, llama=text_to_token_presets.llama(settings.preset))
     corpus = folder_corpus(required("speech", settings.speech), None)
     tokenizer = SpeechTokenizer.load(required("tokenizer", settings.tokenizer))
     make_folder(Path(settings.run_dir))
-    held_out = [u.text for u in corpus.held_out]
-    found = train_text_to_token(settings.recipe, tokenizer, corpus.sentences, held_out, Path(settings.run_dir))
+    found = train_text_to_token(recipe, tokenizer, corpus.sentences, corpus.held_out, Path(settings.run_dir))
     report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
 
 

@@ -1,7 +1,8 @@
 """Stage 3: train the text-to-token model and let the tokenizer's ASR head read its tokens back.
 
 Place in the pipeline: layer 4, after the tokenizer. Cost of the default: about 2 minutes on two cores.
-Trap: interleaving asks for spans, so spans are measured by length class, not only whole sentences.
+Trap: interleaving asks for spans, so spans are measured by length class, not only whole sentences; and patches ask for word
+ends, so those are measured against the recordings' word times.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,17 @@ import numpy as np
 from speechquilt.evals.wer import wer
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.recipes.speech import text_tokenizer_of, tokenize
-from speechquilt.text import spoken_form
+from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token import model as models
-from speechquilt.text_to_token.examples import TextToTokenDataConfig
+from speechquilt.text_to_token.boundaries import Spoken, place_units
+from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
-from speechquilt.types import Utterance
+from speechquilt.types import UnitEnd, Utterance
 
+BOUNDARY_UTTERANCES = 64  # enough for some hundred words, seconds on one core
 SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spec 1 section 4
 
 
@@ -40,7 +43,7 @@ def train_text_to_token(
     recipe: TextToTokenRecipe,
     tokenizer: SpeechTokenizer,
     train: Sequence[Utterance],
-    held_out: Sequence[str],
+    held_out: Sequence[Utterance],
     folder: Path,
 ) -> dict[str, Any]:
     """Train, save to `folder` as a Hugging Face Llama, return flat results (`text_to_token.*`).
@@ -66,7 +69,8 @@ def train_text_to_token(
     return {
         "text_to_token.steps": recipe.train.steps,
         "text_to_token.parameters": sum(p.numel() for p in model.parameters()),
-        **measure_text_to_token(engine, tokenizer, held_out),
+        **measure_text_to_token(engine, tokenizer, [u.text for u in held_out]),
+        **measure_boundaries(model, text_tokenizer, tokenizer, held_out),
     }
 
 
@@ -90,6 +94,44 @@ def measure_text_to_token(
         results[f"text_to_token.{name}"] = wer(zip(texts, heard)).rate
     results["text_to_token.rejected"] = sum(engine.stats.rejects.values()) / engine.stats.texts
     return results
+
+
+def measure_boundaries(
+    model: models.TextToTokenLM, texts: TextTokenizer, tokenizer: SpeechTokenizer, held_out: Sequence[Utterance]
+) -> dict[str, Any]:
+    """How far the word ends that the model finds lie from the recordings' word times; {} when either has no word times.
+
+    `boundary_grid_ms` is what the 80 ms grid alone costs: the error of the tokens' own word ends, for the words that have
+    a token.
+    """
+    timed = [u for u in held_out if u.alignment][:BOUNDARY_UTTERANCES]
+    if model.config.cue != "word" or not timed:
+        return {}
+    token_ms, found_ms, grid_ms = 1000 / tokenizer.frame_rate, [], []
+    spoken, ends_ms = [], []
+    for utterance, tokens in zip(timed, tokenize(tokenizer, timed)):
+        words = [(form, 1000 * w.end_s) for w in utterance.alignment if (form := spoken_form(w.text))]
+        if words and len(tokens.ids_T) >= len(words):
+            spoken.append(Spoken(words=tuple(form for form, _ in words), ids_T=tokens.ids_T))
+            ends_ms.append(np.array([end for _, end in words]))
+            grid_ms += _grid_errors(tokens, utterance, token_ms)
+    for true_ms, unit_end_T in zip(ends_ms, place_units(model, texts, spoken)):
+        found_ms += np.abs((np.flatnonzero(unit_end_T == UnitEnd.WORD) + 1) * token_ms - true_ms).tolist()
+    if not found_ms:
+        return {}
+    return {
+        "text_to_token.boundary_ms": float(np.median(found_ms)),
+        "text_to_token.boundary_p90_ms": float(np.quantile(found_ms, 0.9)),
+        "text_to_token.boundary_within_token": float(np.mean(np.array(found_ms) <= token_ms)),
+        "text_to_token.boundary_grid_ms": float(np.median(grid_ms)),
+        "text_to_token.boundary_n": len(found_ms),
+    }
+
+
+def _grid_errors(tokens: AlignedTokens, utterance: Utterance, token_ms: float) -> list[float]:
+    """Distance of each word's end from the end of its last token, for the words that have one."""
+    last = {int(word): t for t, word in enumerate(tokens.word_of_token_T) if word >= 0}
+    return [abs((t + 1) * token_ms - 1000 * utterance.alignment[word].end_s) for word, t in last.items()]
 
 
 def _span(words: Sequence[str], low: int, high: int, rng: np.random.Generator) -> str:

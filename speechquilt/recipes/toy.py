@@ -163,7 +163,7 @@ def prepare(full: ToyConfig, stages: Story) -> Prepared:
         "text_to_token",
         full.text_to_token,
         lambda folder: train_text_to_token(
-            full.text_to_token, tokenizer, corpus().sentences, [u.text for u in corpus().held_out], folder
+            full.text_to_token, tokenizer, corpus().sentences, corpus().held_out, folder
         ),
         what="a text-to-token model: text in, speech tokens with word ends out",
     )

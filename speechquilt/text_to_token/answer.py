@@ -6,6 +6,7 @@ text, in order; a silence is speech WORD_END (see `examples.py`).
 Trap: kinds are not ids. CUE stands for the next id of the text, whichever that is, SPEECH for the whole codebook.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,12 @@ class Position:
         """The kinds that may come next, in order."""
         impossible = EOS if self._cue < len(self.cues) else CUE
         return [kind for kind in KINDS if NEXT_PLACE[self.place][kind] >= 0 and kind != impossible]
+
+    def moved(self, kind: int) -> "Position":
+        """The position one id of this kind later; this one stays. Raises ValueError when the kind is not legal here."""
+        after = copy.copy(self)
+        after.move(kind)
+        return after
 
     def move(self, kind: int) -> None:
         """Raises ValueError when this kind is not legal here."""
