@@ -23,6 +23,8 @@ start here:
 
 one stage at a time:
   speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
+  speechquilt train aligner speech=DIR run_dir=runs/aligner        for word times, when the recordings have none
+  speechquilt align DIR ALIGNED --aligner runs/aligner
   speechquilt tokenize DIR SHARDS --tokenizer runs/tokenizer
   speechquilt train text_to_token speech=DIR tokenizer=runs/tokenizer run_dir=runs/text_to_token
   speechquilt interleave CORPUS SHARDS --text-to-token runs/text_to_token
@@ -35,10 +37,21 @@ A setting is key=value, a.b=value for one inside another; `speechquilt train REC
 Every command skips what is already complete and continues what was interrupted.
 """
 
+ALIGN_EPILOG = """\
+Transcripts as for `tokenize`. What has word times keeps them. Recordings that cannot be aligned are left out and listed in
+aligned/rejects.jsonl with their reasons. The same command goes on after a kill; docs/how-to/align.md tells more.
+"""
+
 TOKENIZE_EPILOG = """\
 Transcripts come from x.txt beside x.wav, or from metadata.jsonl / .csv (file_name, text, words). What has one also becomes ASR
 and TTS pairs, what has word times becomes spoken texts for parallel interleaving. Recordings that cannot be used are counted in
 speech/rejects.jsonl with their reasons. The same command goes on after a kill; docs/how-to/tokenize.md tells more.
+"""
+
+INTERLEAVE_EPILOG = """\
+SHARDS is one folder for `inspect` and `train lm`; stats.json in it has the realised ratio, what was left as text and why, and
+the noise of the synthetic speech. Broken documents are counted in rejects.jsonl. The same command goes on after a kill;
+docs/how-to/interleave.md tells more.
 """
 
 EXPORT_EPILOG = """\
@@ -103,9 +116,24 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--mfu", type=float, default=0.5, help="share of the bfloat16 peak that training reaches (0.5)")
     plan.add_argument("--json", action="store_true", help="for machines")
 
-    train = add("train", _train, "train one model: tokenizer, text_to_token, entropy (for entropy patching) or lm")
-    train.add_argument("recipe", choices=["tokenizer", "text_to_token", "entropy", "lm"])
+    train = add(
+        "train", _train, "train one model: tokenizer, aligner, text_to_token, entropy (for entropy patching) or lm"
+    )
+    train.add_argument("recipe", choices=["tokenizer", "aligner", "text_to_token", "entropy", "lm"])
     _add_settings(train)
+
+    align = add("align", _align, "transcribed audio of any amount and length -> metadata.jsonl with word times")
+    align.epilog = ALIGN_EPILOG
+    align.add_argument("input", type=Path, help="folder of audio, or a .jsonl or .parquet table with a column `path`")
+    align.add_argument("output", type=Path, help="folder to make; the readers of a folder of speech take it")
+    align.add_argument(
+        "--aligner", type=Path, required=True, help="run of train aligner, or a Hugging Face Wav2Vec2ForCTC folder"
+    )
+    align.add_argument("--workers", type=int, help="processes (default: one for each GPU, else for each core)")
+    align.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    align.add_argument("--max-seconds", type=float, default=float("inf"), help="reject longer recordings")
+    align.add_argument("--files-per-task", type=int, default=100, help="size of a task (default 100)")
+    align.add_argument("--max-reject-ratio", type=float, default=0.1, help="fail above this share (default 0.1)")
 
     tokenize = add("tokenize", _tokenize, "audio of any amount, length and rate -> shards of speech documents")
     tokenize.epilog = TOKENIZE_EPILOG
@@ -114,25 +142,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     tokenize.add_argument("output", type=Path, help="folder of shards to make")
     tokenize.add_argument("--tokenizer", type=Path, required=True, help="run folder, or folder of a released tokenizer")
-    tokenize.add_argument("--workers", type=int, help="processes (default: one for each GPU, else for each core)")
     tokenize.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     tokenize.add_argument("--batch-seconds", type=float, help="audio in one forward pass (default 24, on a GPU 1920)")
     tokenize.add_argument("--max-seconds", type=float, default=float("inf"), help="reject longer recordings")
     tokenize.add_argument("--files-per-shard", type=int, default=1000, help="size of a task (default 1000)")
     tokenize.add_argument("--readers", type=int, default=2, help="reading threads of each worker (default 2)")
-    tokenize.add_argument("--max-reject-ratio", type=float, default=0.1, help="fail above this share (default 0.1)")
-    tokenize.add_argument("--executor", choices=["local", "slurm", "ray"], default="local", help="where tasks run")
-    tokenize.add_argument(
-        "--cluster", action="append", default=[], metavar="KEY=VALUE", help="setting of the executor; may be repeated"
-    )
+    dtype_help = "of matrix products; bfloat16 is faster on a GPU and changes some tokens"
+    tokenize.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help=dtype_help)
+    _add_job_options(tokenize)
 
-    interleave = add("interleave", _interleave, "plain text -> shards of synthetic interleaved documents")
-    interleave.add_argument("corpus", type=Path, help="folder of .txt/.md, a .jsonl or .parquet with a text column")
+    interleave = add("interleave", _interleave, "plain text of any amount -> shards of synthetic interleaved documents")
+    interleave.epilog = INTERLEAVE_EPILOG
+    interleave.add_argument("corpus", help="folder or file of text, .jsonl, .parquet, .arrow, or hub:NAME")
     interleave.add_argument("output", type=Path, help="folder of shards to make")
     interleave.add_argument("--text-to-token", type=Path, required=True, help="run folder of a text-to-token model")
     interleave.add_argument("--passes", type=int, default=1, help="times through the corpus, other spans each time")
     interleave.add_argument("--ratio", type=float, default=0.3, help="share of words that become speech (default 0.3)")
     interleave.add_argument("--seed", type=int, default=0)
+    interleave.add_argument("--text-column", default="text", help="key or column that holds the text (default text)")
+    interleave.add_argument("--max-words", type=int, default=2000, help="longer documents are cut (default 2000)")
+    interleave.add_argument("--slice-mib", type=float, default=4.0, help="text in one slice of the corpus (default 4)")
+    interleave.add_argument("--slices-per-shard", type=int, default=1, help="slices in one task and shard (default 1)")
+    interleave.add_argument("--tokenizer", type=Path, help="run folder of the speech tokenizer: measures the noise")
+    interleave.add_argument("--noise-sample", type=float, default=0.01, help="share of spans read back (default 0.01)")
+    interleave.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    _add_job_options(interleave)
 
     evaluate = add("eval", _eval, "score a language model on choice items: which ending is likelier?")
     evaluate.add_argument("lm", type=Path, help="run folder of a language model")
@@ -157,13 +191,30 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = add("inspect", _inspect, "statistics and readable samples of a folder of shards")
     inspect.add_argument("shards", type=Path)
-    inspect.add_argument("--samples", type=int, default=3)
+    inspect.add_argument("--samples", type=int, help="documents to show (default 3, on a page 12)")
+    inspect.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="speech tokenizer that made the shards: gives seconds and words, reads speech back",
+    )
+    inspect.add_argument("--page", type=Path, metavar="FILE.html", help="write the samples and figures as a page")
+    inspect.add_argument("--json", action="store_true", help="the statistics for machines")
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change, applied in order")
     parser.add_argument("--show", action="store_true", help="print all settings as JSON and stop")
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that make shards in bulk."""
+    parser.add_argument("--workers", type=int, help="processes (default: one for each GPU, else for each core)")
+    parser.add_argument("--max-reject-ratio", type=float, default=0.1, help="fail above this share (default 0.1)")
+    parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local", help="where tasks run")
+    parser.add_argument(
+        "--cluster", action="append", default=[], metavar="KEY=VALUE", help="setting of the executor; may be repeated"
+    )
 
 
 def _story(arguments: argparse.Namespace) -> None:
@@ -192,10 +243,11 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from functools import partial
 
-    from speechquilt.recipes import entropy, own, tokenizer_corpora
+    from speechquilt.recipes import aligner, entropy, own, tokenizer_corpora
 
     recipes = {
         "tokenizer": (partial(tokenizer_corpora.preset_run, arguments.settings), tokenizer_corpora.run_tokenizer),
+        "aligner": (aligner.AlignerRun, aligner.run_aligner),
         "text_to_token": (own.TextToTokenRun, own.run_text_to_token),
         "entropy": (entropy.EntropyRun, entropy.run),
         "lm": (own.LMTraining, own.run_lm),
@@ -215,6 +267,21 @@ def _run_with_settings(config_class: Any, run: Any, arguments: argparse.Namespac
         run(settings)
 
 
+def _align(arguments: argparse.Namespace) -> None:
+    from speechquilt.recipes import align
+
+    align.align(
+        arguments.input,
+        arguments.output,
+        arguments.aligner,
+        workers=arguments.workers,
+        device=arguments.device,
+        max_seconds=arguments.max_seconds,
+        files_per_task=arguments.files_per_task,
+        max_reject_ratio=arguments.max_reject_ratio,
+    )
+
+
 def _tokenize(arguments: argparse.Namespace) -> None:
     from speechquilt.recipes import tokenize
 
@@ -228,6 +295,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         max_seconds=arguments.max_seconds,
         files_per_shard=arguments.files_per_shard,
         readers=arguments.readers,
+        dtype=arguments.dtype,
         max_reject_ratio=arguments.max_reject_ratio,
         executor=arguments.executor,
         cluster=arguments.cluster,
@@ -235,15 +303,26 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 
 def _interleave(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import own
+    from speechquilt.recipes import interleave
 
-    own.interleave(
+    interleave.interleave_corpus(
         arguments.corpus,
         arguments.output,
         arguments.text_to_token,
         passes=arguments.passes,
         ratio=arguments.ratio,
         seed=arguments.seed,
+        text_column=arguments.text_column,
+        max_words=arguments.max_words,
+        slice_bytes=round(arguments.slice_mib * 2**20),
+        slices_per_shard=arguments.slices_per_shard,
+        tokenizer=arguments.tokenizer,
+        noise_sample=arguments.noise_sample,
+        device=arguments.device,
+        workers=arguments.workers,
+        max_reject_ratio=arguments.max_reject_ratio,
+        executor=arguments.executor,
+        cluster=arguments.cluster,
     )
 
 
@@ -262,7 +341,13 @@ def _export(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from speechquilt.recipes import inspect
 
-    inspect.inspect(arguments.shards, arguments.samples)
+    inspect.inspect(
+        arguments.shards,
+        arguments.samples,
+        tokenizer=arguments.tokenizer,
+        page=arguments.page,
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":
