@@ -10,6 +10,7 @@ other sources read more of.
 import dataclasses
 import json
 from collections import ChainMap
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,11 +37,13 @@ from speechquilt.types import Segment
 SYNTHETIC, PARALLEL = toy.INTERLEAVED
 GROUPS = ("interleaved", "text", "both")  # of facts: text interleaved, only written, also in recordings
 ENDINGS = {kind: [f"story.{kind}.{pair}" for pair in PAIRS] for kind in ("topic", "hard")}
-FACTS = {task: [f"{task}.{group}.{pair}" for group in GROUPS for pair in ("ST", "SS")] for task in ("qa", "fact")}
+FACT_TASKS = {"qa": "free answers", "fact": "choice of four"}
+FACTS = {task: [f"{task}.{group}.{pair}" for group in GROUPS for pair in ("ST", "SS")] for task in FACT_TASKS}
 TASKS = [key for keys in (*ENDINGS.values(), *FACTS.values()) for key in keys]
 LOSSES = ("speech_loss", "text_loss")
 COSTS = ("steps", "units", "tokens", "speech_tokens", "patch_size", "flops", "seconds")
 VOICED = "voiced.json"
+Rows = dict[str, dict[str, dict[str, Any]]]  # question, condition, what was found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,23 +323,23 @@ def summary(config: InterleavingConfig, question: Question, label: str, results:
     }
 
 
-def tables(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
+def tables(rows: Rows) -> str:
     """Markdown: costs and losses, story endings, answers to spoken questions; a line per question and condition."""
     costs = ["units, k", "tokens, k", "speech tokens, k", "TFLOPs", "seconds", "speech loss", "text loss"]
-    parts = [_table("cost and loss", costs, rows, _cost_cells)]
-    for kind, keys in ENDINGS.items():
-        parts.append(_score_table(f"{kind} endings", keys, rows))
-    parts.append(_score_table("facts, free answers", FACTS["qa"], rows))
-    parts.append(_score_table("facts, choice of four", FACTS["fact"], rows))
-    return "\n".join(parts)
+    endings = [_score_table(f"{kind} endings", keys, rows) for kind, keys in ENDINGS.items()]
+    facts = [_score_table(f"facts, {FACT_TASKS[task]}", keys, rows) for task, keys in FACTS.items()]
+    return "\n".join([_table("cost and loss", costs, rows, _cost_cells), *endings, *facts])
 
 
-def _score_table(title: str, keys: list[str], rows: dict[str, dict[str, dict[str, Any]]]) -> str:
+def _score_table(title: str, keys: list[str], rows: Rows) -> str:
+    """The title says how many answers one accuracy is over: items times seeds, about so many stories or facts."""
+    some = next(row[keys[0]] for of in rows.values() for row in of.values())
     head = [f"{key.split('.')[1]} {key[-2]}→{key[-1]}" for key in keys]
+    title = f"{title}, n={some['n']} ({some['clusters']} different)"
     return _table(title, head, rows, lambda row: [studies.accuracy_cell(row[key]) for key in keys])
 
 
-def _table(title: str, head: list[str], rows: dict[str, dict[str, dict[str, Any]]], cells: Any) -> str:
+def _table(title: str, head: list[str], rows: Rows, cells: Callable[[dict[str, Any]], list[str]]) -> str:
     lines = [[f"{name}: {label}", *cells(row)] for name, of in rows.items() for label, row in of.items()]
     return studies.markdown([title, *head], lines)
 
