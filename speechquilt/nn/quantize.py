@@ -177,7 +177,13 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
-    """Index of the code with the smallest squared distance to each vector: `[..., D]` -> int64 `[...]`."""
+    """Index of the code with the smallest squared distance to each vector: `[..., D]` -> int64 `[...]`, in float32 whatever
+    region of mixed precision it is called in."""
+    with torch.autocast(x_BTD.device.type, enabled=False):
+        return _nearest_codes(x_BTD.float(), codebook_KD)
+
+
+def _nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
     # |x - c|^2 without |x|^2, which does not move the minimum, finds the two nearest. It loses digits when vectors are
     # long and codes close, so plain differences decide between them: streaming must choose as the whole clip does.
     half_norm_K = codebook_KD.square().sum(-1) / 2

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -39,13 +39,16 @@ POOL_BATCHES = 8  # batches' worth of audio that are sorted by length together
 WHOLE_S = 30.0  # longest clip that goes through `encode` in a tokenizer whose windows overlap
 
 Executor = Literal["local", "slurm", "ray"]
+DType = Literal["float32", "bfloat16"]
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeWork:
     """What every worker needs to know. `root`: what paths are relative to; `tokenizer`: its folder; `device` "auto", "cpu" or
     "cuda"; `batch_seconds`: audio in one forward pass, padding included (None: by device); `max_seconds`: longer recordings
-    are rejected; `readers`: threads that read and resample ahead of the encoder. Implements `bulk.Work`.
+    are rejected; `readers`: threads that read and resample ahead of the encoder; `dtype`: of the matrix products, where bfloat16
+    is faster on a GPU and changes some tokens. Implements `bulk.Work`.
     """
 
     root: str
@@ -54,6 +57,7 @@ class TokenizeWork:
     batch_seconds: float | None = None
     max_seconds: float = float("inf")
     readers: int = 2
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         if self.readers < 1:
@@ -84,7 +88,7 @@ class TokenizeTask:
 
     def __call__(self, items: Sequence[BulkItem], out: TaskWriter) -> None:
         events = audio_files.read_ahead(list(enumerate(items)), self._read, threads=self.work.readers)
-        for end, ids_T in encode_stream(self.tokenizer, events, self.batch_seconds, self.device):
+        for end, ids_T in encode_stream(self.tokenizer, events, self.batch_seconds, self.device, self.work.dtype):
             self._write(items[end.file], end, ids_T, out)
             out.tell(1, end.duration_s)
 
@@ -154,24 +158,33 @@ def piece_sizes(tokenizer: SpeechTokenizer) -> dict[str, int]:
 
 
 def encode_stream(
-    tokenizer: SpeechTokenizer, events: Iterable[Piece | End], batch_seconds: float, device: str = "cpu"
+    tokenizer: SpeechTokenizer,
+    events: Iterable[Piece | End],
+    batch_seconds: float,
+    device: str = "cpu",
+    dtype: DType = "float32",
 ) -> Iterator[tuple[End, np.ndarray]]:
     """Pieces of recordings -> each recording's `End` and all of its tokens (int32), in the order of the ends.
 
     Pieces are batched by length across recordings, a pool at a time, while a thread fills the next pool. The tokens are
     those of `tokenizer.encode` on the whole recording; of a rejected one they mean nothing.
     """
-    encoder = _PoolEncoder(tokenizer, round(batch_seconds * tokenizer.sample_rate), device)
+    encoder = _PoolEncoder(tokenizer, round(batch_seconds * tokenizer.sample_rate), device, dtype)
     pools = _pools(events, POOL_BATCHES * encoder.batch_samples)
     for pool in audio_files.prefetch(pools, ahead=1):
         yield from encoder(pool)
 
 
+def computing_in(dtype: DType, device: str) -> torch.autocast:
+    """Matrix products of this type inside; features and the choice of codes stay in float32 by themselves."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 class _PoolEncoder:
     """Encodes pools; `parts` and `states` belong to recordings that have not ended yet."""
 
-    def __init__(self, tokenizer: SpeechTokenizer, batch_samples: int, device: str) -> None:
-        self.tokenizer, self.batch_samples, self.device = tokenizer, batch_samples, device
+    def __init__(self, tokenizer: SpeechTokenizer, batch_samples: int, device: str, dtype: DType) -> None:
+        self.tokenizer, self.batch_samples, self.device, self.dtype = tokenizer, batch_samples, device, dtype
         self.pieces_are_windows = isinstance(tokenizer, TokenEncoder)
         self.parts: dict[int, list[np.ndarray]] = defaultdict(list)
         self.states: dict[int, Any] = {}
@@ -210,7 +223,8 @@ class _PoolEncoder:
             rows = order[first : first + max(1, self.batch_samples // len(waves[order[first]]))]
             num_samples_B = torch.tensor([len(waves[i]) for i in rows])
             wav_BS = pad_sequence([torch.from_numpy(waves[i]) for i in rows], batch_first=True)
-            ids_BT, num_tokens_B = self.tokenizer.encode(wav_BS.to(self.device), num_samples_B.to(self.device))
+            with computing_in(self.dtype, self.device):
+                ids_BT, num_tokens_B = self.tokenizer.encode(wav_BS.to(self.device), num_samples_B.to(self.device))
             for i, ids_T, num_tokens in zip(rows, ids_BT.cpu().numpy(), num_tokens_B.tolist()):
                 result[i] = ids_T[:num_tokens].astype(np.int32)
             first += len(rows)
@@ -218,7 +232,8 @@ class _PoolEncoder:
 
     def _step(self, file: int, samples_S: np.ndarray, *, final: bool) -> np.ndarray:
         state = self.states[file] if file in self.states else self.tokenizer.init_state()
-        ids_T, self.states[file] = self.tokenizer.step(torch.from_numpy(samples_S), state, final=final)
+        with computing_in(self.dtype, self.device):
+            ids_T, self.states[file] = self.tokenizer.step(torch.from_numpy(samples_S), state, final=final)
         return ids_T.cpu().numpy().astype(np.int32)
 
 
@@ -269,6 +284,7 @@ def tokenize(
     max_seconds: float = float("inf"),
     files_per_shard: int = 1000,
     readers: int = 2,
+    dtype: DType = "float32",
     max_reject_ratio: float = 0.1,
     executor: Executor = "local",
     cluster: Sequence[str] = (),
@@ -286,8 +302,11 @@ def tokenize(
         batch_seconds=batch_seconds,
         max_seconds=max_seconds,
         readers=readers,
+        dtype=dtype,
     )
     settings = {"command": "tokenize", "max_seconds": str(max_seconds)}
+    if dtype != "float32":
+        settings["dtype"] = dtype
     outputs = outputs_of(loading.load(tokenizer))
     job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_shard)
     if counts := bulk.counts_of(output):
