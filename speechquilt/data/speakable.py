@@ -11,6 +11,7 @@ keep: a line, or an indented block, in which enough words cannot be read is not 
 import functools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -54,11 +55,11 @@ _WORD_RULES = {
     "path": rf"^(?:~|\.{{1,2}})?/[\w.-]|[\w.-]+/[\w.*-]*[^\W\d][\w.*-]*/|/$|^[A-Za-z]:\\|\w\\\w|^\.?[\w-]+(?:\.[\w-]+)*\.{_ENDINGS}$"
     rf"|/[\w.-]+\.\w{{1,4}}$|^\.[a-z]\w+$",
     "code": r"_|^[a-z]{2,}[A-Z]|[a-z]\.[a-z_]\w+\b|^(?:[A-Z][a-z0-9]+){3,}$|[^\W\d]\((?!(?:s|es|ies|ed|d|r|n)\)?\W*$)\w*|\(\)|[{}\\]|\w\["
-    r"|[=!<>+*/|&-]=|->|=>|&&|\|\||::|:=|<<|>>|/\*|\*/|^//|^--[A-Za-z][\w-]*|^-[a-z][\w-]*|\w=|=\w|^[@#%$]\w*[A-Za-z]\w*|;\w|[<>]\d|^[-+]{2}\w",
+    r"|[=!<>+*/|&-]=|->|=>|&&|\|\||::|:=|<<|>>|/\*|\*/|^//|^--[A-Za-z][\w-]*|^-[a-z][\w-]*|^-[A-Z]\w*[-=]|\w=|=\w|^[@#%$]\w*[A-Za-z]\w*|;\w|[<>]\d|^[-+]{2}\w",
     "hash": r"^(?=\w*\d)(?=\w*[a-f])[0-9a-f]{7,}$|^\d{16,}$|^(?=\S*\d)(?=\S*[A-Za-z])[\w+/=-]{24,}$|\S{45,}|(?:\d+[A-Za-z]+){3,}",
 }
-_WORD_RULE = re.compile("|".join(f"(?P<{r.replace('-', '')}>{rule})" for r, rule in _WORD_RULES.items()))
-_RULE_NAMES = {reason.replace("-", ""): reason for reason in _WORD_RULES}
+_WORD_PATTERNS = [(_CODE_OF[reason], re.compile(rule)) for reason, rule in _WORD_RULES.items()]
+_ANY_WORD_RULE = re.compile("|".join(_WORD_RULES.values()))
 
 # (a sign without which the pattern cannot match, reason, pattern); all bounded, so that a stray opener costs little.
 _STRETCHES = [
@@ -105,9 +106,12 @@ def unspeakable_words(words: Sequence[str], languages: Sequence[str] = ("en", "z
 
 
 def language_of(text: str, languages: Sequence[str]) -> str:
-    """Of `languages` the first that is written in the script of most letters of `text`; the first when none is."""
-    sample = [letter for letter in text[:4000] if letter.isalpha()]
-    counts = [sum(_script(letter) in scripts_of(language) for letter in sample) for language in languages]
+    """Of `languages` the first that is written in the script of most letters of `text`; the first when none is.
+
+    The beginning of the text decides.
+    """
+    scripts = Counter(_script(letter) for letter in text[:1000] if letter.isalpha())
+    counts = [sum(scripts[script] for script in scripts_of(language)) for language in languages]
     return languages[int(np.argmax(counts))]
 
 
@@ -133,9 +137,8 @@ def _word_reason(word: str, languages: tuple[str, ...]) -> int:
             else _CODE_OF["formula" if word in _RELATIONS else "code" if _OPERATOR.fullmatch(word) else "sign"]
         )
     core = word.strip(_AROUND)
-    found = _WORD_RULE.search(core) or _WORD_RULE.search(word)
-    if found:
-        return _CODE_OF[_RULE_NAMES[found.lastgroup or ""]]
+    if _ANY_WORD_RULE.search(core) or _ANY_WORD_RULE.search(word):
+        return next(code for code, rule in _WORD_PATTERNS if rule.search(core) or rule.search(word))
     foreign = any(letter.isalpha() and _script(letter) not in scripts | _NO_SCRIPT for letter in word)
     return _CODE_OF["script"] if foreign else 0
 
@@ -146,10 +149,10 @@ def _script(letter: str) -> str:
 
 
 def _mark_stretches(text: str, start_W: np.ndarray, end_W: np.ndarray, reason_W: np.ndarray) -> None:
-    """Give every word that touches a stretch the stretch's reason, unless it has one of its own."""
+    """Give every word that touches a stretch the stretch's reason, unless it is known better than as code."""
     for reason, start, end in _stretches(text):
         words = slice(np.searchsorted(end_W, start, "right"), np.searchsorted(start_W, end, "left"))
-        reason_W[words][reason_W[words] == 0] = _CODE_OF[reason]
+        reason_W[words][reason_W[words] <= _CODE_OF["code"]] = _CODE_OF[reason]
 
 
 def _stretches(text: str) -> Iterator[tuple[str, int, int]]:
@@ -197,9 +200,9 @@ def _blocks(lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 def _spread(reason_W: np.ndarray, group_W: np.ndarray, *, least: float, allowed_W: np.ndarray) -> None:
     """Groups of words (lines, blocks) of which a share of `least` cannot be spoken: all of them get the commonest reason.
 
-    Signs do not count on either side, and words of another script do not make their neighbours unreadable.
+    Signs do not count on either side, and words of another script or with numbers do not make their neighbours unreadable.
     """
-    telling_W = (reason_W != 0) & (reason_W != _CODE_OF["sign"]) & (reason_W != _CODE_OF["script"])
+    telling_W = ~np.isin(reason_W, [_CODE_OF[reason] for reason in ("", "sign", "script", "number")])
     size = group_W.max() + 1
     counts_GR = np.bincount((group_W * len(REASONS) + reason_W)[telling_W], minlength=size * len(REASONS)).reshape(
         size, len(REASONS)
