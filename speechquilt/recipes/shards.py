@@ -115,19 +115,15 @@ def interleaved_documents(
     )
     progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
     while batch := [p for _, p in zip(range(chunk), plans)]:
-        spans = [(span, plan.seed + i) for _, plan in batch for i, span in enumerate(plan.spoken_spans)]
-        spoken = iter(speaker.generate([s for s, _ in spans], [seed for _, seed in spans]))
-        for text, plan in batch:
-            mine = [next(spoken) for _ in plan.spans]
-            document = interleave.assemble(plan, mine, tokenizer.encode, source="interleaved", stats=stats)
-            yield document, text.text
+        for (text, plan), spans in zip(batch, speak([plan for _, plan in batch], speaker)):
+            yield interleave.assemble(plan, spans, tokenizer.encode, stats=stats), text.text
         progress.update(len(batch))
     progress.close()
 
 
 def speak(plans: Sequence[interleave.InterleavePlan], speaker: TextToToken) -> list[list[SpokenSpan]]:
     """The spans of all plans in one call, so that its rows stay full -> those of each plan."""
-    texts = [(span, plan.seed + i) for plan in plans for i, span in enumerate(plan.spans)]
+    texts = [(span, plan.seed + i) for plan in plans for i, span in enumerate(plan.spoken_spans)]
     spoken = iter(speaker.generate([text for text, _ in texts], [seed for _, seed in texts]))
     return [[next(spoken) for _ in plan.spans] for plan in plans]
 

@@ -1,0 +1,319 @@
+"""`speechquilt interleave`: a text corpus of any size -> shards of synthetic interleaved documents.
+
+Place in the pipeline: layer 4; a `bulk.Work` whose items are slices of the corpus, once for each pass over it. A task reads
+its slice, plans the spans, has the text-to-token model speak them and assembles the documents (spec synthetic-interleaved, 5.2).
+Cost: nearly all of it is the text-to-token model; after a minute the command says how much the whole corpus will take.
+Trap: a task's bytes depend on the device by float noise. Tasks that are to be compared, or done again, stay on one kind.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechquilt import config
+from speechquilt.data import bulk, interleave, text_files
+from speechquilt.data.bulk import BulkItem, Counts, Output, TaskWriter
+from speechquilt.data.corpus import Reject
+from speechquilt.data.interleave import InterleaveConfig, InterleavePlan, InterleaveStats
+from speechquilt.data.shards import ShardWriter
+from speechquilt.data.text_files import TextReader
+from speechquilt.evals import noise
+from speechquilt.evals.noise import NoiseMeter
+from speechquilt.recipes import jobs
+from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.jobs import Executor
+from speechquilt.recipes.tokenize import device_of, num_workers
+from speechquilt.text_to_token import model as models
+from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
+from speechquilt.text_to_token.model import LoadedTextToToken
+from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.types import SpokenSpan
+
+SHARDS = "."  # the output folder is itself the folder of shards
+ROUNDS = 16  # spans of one call of the engine, for each of its rows: the rows stay full, memory stays small
+MOST_DOCUMENTS = 512  # in one call of the engine, where documents have few spans
+NOISE_AT_LEAST = 8  # spans of a shard that are read back, however small the share
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleaveWork:
+    """What every worker needs to know. `text_to_token`: folder of the model that speaks; `device` "auto", "cpu" or "cuda";
+    `tokenizer`: folder of the speech tokenizer that reads a `noise_sample` of the spans back ("": noise is not measured).
+    Implements `bulk.Work`.
+    """
+
+    reader: TextReader
+    rule: InterleaveConfig
+    text_to_token: str
+    device: str = "auto"
+    tokenizer: str = ""
+    noise_sample: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise_sample <= 1:
+            raise ValueError(f"noise_sample={self.noise_sample} must be between 0 and 1, a share of the spoken spans")
+
+    @property
+    def unit(self) -> str:
+        return "tokens"
+
+    def open(self, worker: int) -> "InterleaveTask":
+        device = device_of(self.device, worker)
+        loaded = models.load(Path(self.text_to_token))
+        ear = SpeechTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
+        return InterleaveTask(self, EngineConfig().build(loaded.model.to(device), loaded.tokenizer), ear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A document whose spans wait for the engine. `share`: of its slice that is done when it is."""
+
+    text: str
+    plan: InterleavePlan
+    share: float
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What one task counts."""
+
+    stats: InterleaveStats = field(default_factory=InterleaveStats)
+    noise: "NoiseSample | None" = None
+
+
+class InterleaveTask:
+    """The task function: slices of a corpus -> interleaved documents."""
+
+    def __init__(self, work: InterleaveWork, engine: TextToTokenEngine, ear: SpeechTokenizer | None) -> None:
+        self.work, self.engine, self.ear = work, engine, ear
+
+    def __call__(self, items: Sequence[BulkItem], out: TaskWriter) -> None:
+        retries = self.engine.stats.retries
+        tally = _Tally(noise=NoiseSample(NoiseMeter(self.ear), self.work.noise_sample) if self.ear else None)
+        for item in items:
+            told = 0.0
+            for batch in self._batches(self._plans(item, out)):
+                num_tokens = self._interleave(batch, out, tally)
+                out.tell(batch[-1].share - told, num_tokens)
+                told = batch[-1].share
+            out.tell(1.0 - told, 0.0)
+        out.count(_counts(tally, self.engine.stats.retries - retries))
+
+    def _plans(self, item: BulkItem, out: TaskWriter) -> Iterator[_Planned]:
+        for found, share in self.work.reader.read(item):
+            if isinstance(found, Reject):
+                out.reject(f"{found.id}/pass{item['pass']}", found.reason)
+            else:
+                plan = interleave.plan(found.id, found.text, item["pass"], self.work.rule)
+                yield _Planned(text=found.text, plan=plan, share=share)
+
+    def _batches(self, planned: Iterator[_Planned]) -> Iterator[list[_Planned]]:
+        batch: list[_Planned] = []
+        num_spans = 0
+        for document in planned:
+            batch.append(document)
+            num_spans += len(document.plan.spans)
+            if num_spans >= ROUNDS * self.engine.config.max_rows or len(batch) == MOST_DOCUMENTS:
+                yield batch
+                batch, num_spans = [], 0
+        if batch:
+            yield batch
+
+    def _interleave(self, batch: Sequence[_Planned], out: TaskWriter, tally: _Tally) -> int:
+        """-> tokens of the documents written, text and speech."""
+        encode = self.engine.tokenizer.encode
+        num_tokens = 0
+        for planned, spans in zip(batch, shard_recipes.speak([p.plan for p in batch], self.engine)):
+            document = interleave.assemble(planned.plan, spans, encode, stats=tally.stats)
+            out.write(SHARDS, document, planned.text)
+            num_tokens += document.num_tokens()
+            if tally.noise:
+                tally.noise.add(planned.plan, spans)
+        return num_tokens
+
+
+class NoiseSample:
+    """A seeded `share` of the good spans of one task for `meter`, and at least `NOISE_AT_LEAST` of them.
+
+    A span is drawn by its document, pass and place alone, so a task that is done again reads the same spans.
+    """
+
+    def __init__(self, meter: NoiseMeter, share: float) -> None:
+        self.meter, self.share = meter, share
+        self.num_taken = 0
+        self._order = count()
+        self._spare: list[tuple[float, int, tuple[str, str, np.ndarray]]] = []  # heap, the largest draw first
+
+    def add(self, plan: InterleavePlan, spans: Sequence[SpokenSpan]) -> None:
+        for k, (written, spoken, span) in enumerate(zip(plan.spans, plan.spoken_spans, spans)):
+            if span.reject:
+                continue
+            draw = np.random.default_rng([plan.seed, k]).random()
+            if draw < self.share:
+                self._take(written, spoken, span.ids_T)
+            else:
+                push = heapq.heappush if len(self._spare) < NOISE_AT_LEAST else heapq.heappushpop
+                push(self._spare, (-draw, next(self._order), (written, spoken, span.ids_T)))
+
+    def counts(self) -> noise.Counts:
+        """To be called once, at the end of the task."""
+        for _, _, span in sorted(self._spare, reverse=True)[: max(0, NOISE_AT_LEAST - self.num_taken)]:
+            self._take(*span)
+        return self.meter.counts()
+
+    def _take(self, written: str, spoken: str, ids_T: np.ndarray) -> None:
+        self.meter.add(written, spoken, ids_T)
+        self.num_taken += 1
+
+
+def _counts(tally: _Tally, retries: int) -> Counts:
+    counted: Counts = {f.name: getattr(tally.stats, f.name) for f in fields(tally.stats)}
+    if tally.noise:
+        counted["noise"] = tally.noise.counts()
+    return {**counted, "retries": retries}
+
+
+def summarise(counts: Counts) -> Counts:
+    """Counts of all tasks -> what `stats.json` says: the realised ratio and the noise of the whole corpus beside them."""
+    rates = {"noise_rates": noise.report(counts["noise"])} if "noise" in counts else {}
+    return {**counts, "ratio": counts["spoken_words"] / max(1, counts["words"]), **rates}
+
+
+def interleave_corpus(
+    source: str,
+    output: Path,
+    text_to_token: Path,
+    *,
+    passes: int = 1,
+    ratio: float = 0.3,
+    seed: int = 0,
+    text_column: str = "text",
+    max_words: int = text_files.MAX_WORDS,
+    slice_bytes: int = text_files.SLICE_BYTES,
+    slices_per_shard: int = 1,
+    workers: int | None = None,
+    device: str = "auto",
+    tokenizer: Path | None = None,
+    noise_sample: float = 0.01,
+    max_reject_ratio: float = 0.1,
+    executor: Executor = "local",
+    cluster: Sequence[str] = (),
+) -> None:
+    """All of `source` (see `text_files.open_corpus`) `passes` times, with other spans each time, into shards in `output`.
+
+    The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
+    workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
+    the text-to-token model speaks for.
+    """
+    if passes < 1:
+        raise ValueError(f"passes={passes} must be at least 1")
+    corpus = text_files.open_corpus(source)
+    loaded = models.load(text_to_token)
+    _check_tokenizer(tokenizer, loaded)
+    work = InterleaveWork(
+        reader=TextReader(root=str(corpus.root), text_column=text_column, max_words=max_words),
+        rule=InterleaveConfig(ratio=ratio, seed=seed),
+        text_to_token=str(text_to_token.resolve()),
+        device=device,
+        tokenizer=str(tokenizer.resolve()) if tokenizer else "",
+        noise_sample=noise_sample,
+    )
+    slices = (
+        {**piece, "pass": p}
+        for p in range(passes)
+        for piece in corpus.slices(text_column=text_column, slice_bytes=slice_bytes)
+    )
+    job = bulk.prepare(
+        output,
+        work,
+        {"command": "interleave", "text_column": text_column, "noise_sample": str(noise_sample if tokenizer else 0)},
+        {SHARDS: output_of(work, loaded, passes)},
+        slices,
+        items_per_task=slices_per_shard,
+        summarise=summarise,
+    )
+    counts = jobs.run(job, executor, workers, cluster, max_reject_ratio, num_workers(device))
+    _report(counts, output)
+
+
+def output_of(work: InterleaveWork, loaded: LoadedTextToToken, passes: int) -> Output:
+    """What the shards say of themselves: both tokenizers, the model that spoke, the rule and its seed."""
+    info = shard_recipes.shard_info(
+        loaded.model.vocab,
+        loaded.tokenizer,
+        loaded.speech_fingerprint,
+        stage="interleave",
+        text_to_token=model_fingerprint(Path(work.text_to_token)),
+        passes=passes,
+        max_words=work.reader.max_words,
+        **config.to_dict(work.rule),
+        engine=config.to_dict(EngineConfig()),
+    )
+    return Output(writer=ShardWriter, info=info)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Of the weights and the settings that decide what a text-to-token model says."""
+    digests = []
+    for name in (models.OURS, models.WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return config.fingerprint(digests)
+
+
+def _check_tokenizer(tokenizer: Path | None, loaded: LoadedTextToToken) -> None:
+    if tokenizer is None:
+        return
+    found = SpeechTokenizer.load(tokenizer).fingerprint
+    if found != loaded.speech_fingerprint:
+        raise ValueError(
+            f"tokenizer={tokenizer} has fingerprint {found}, the text-to-token model speaks the tokens of "
+            f"{loaded.speech_fingerprint}; give the speech tokenizer that it was trained for"
+        )
+
+
+def _report(counts: Mapping[str, int] | None, output: Path) -> None:
+    if counts is None:
+        print(f"\nsubmitted; the shards will be in {output}. Give the same command again to start what has failed")
+        return
+    stats = json.loads((output / bulk.STATS).read_text(encoding="utf-8"))
+    manifest = json.loads((output / "shards.json").read_text(encoding="utf-8"))
+    for name, value in _lines(manifest, stats):
+        print(f"{name:<22} {value}")
+    print(f"\nshards   {output}\nnext     speechquilt inspect {output}")
+
+
+def _lines(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The clear end of the command: (what, how much)."""
+    yield "documents", manifest["documents"]
+    yield "rejected documents", _listed(manifest["rejects"])
+    for modality, num_tokens in manifest["tokens"].items():
+        yield f"{modality} tokens", num_tokens
+    yield "words", stats["words"]
+    yield "spoken words", f"{stats['spoken_words']} ({stats['ratio']:.1%}), in {stats['spans']} spans"
+    yield "spans left as text", f"{_listed(stats['rejects'])}; {stats['retries']} spoken again"
+    if stats.get("unspeakable"):
+        yield "unspeakable words", _listed(stats["unspeakable"])
+    rates = stats.get("noise_rates")
+    if rates is None:
+        yield "noise", "not measured; --tokenizer RUN reads a sample of the spans back"
+    for kind, rate in (rates or {}).items():
+        yield (
+            f"noise, {kind}",
+            f"{rate['wer']:.1%} of words wrong [{rate['low']:.1%}, {rate['high']:.1%}], {rate['spans']} spans",
+        )
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    """ "3: 2 empty text, 1 not JSON"."""
+    total = sum(reasons.values())
+    named = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons).most_common())
+    return f"{total}: {named}" if total else "0"
