@@ -117,7 +117,7 @@ def measure_boundaries(
             grid_ms += _grid_errors(tokens, utterance, token_ms)
     for true_ms, unit_end_T in zip(ends_ms, place_units(model, texts, spoken)):
         found_ms += np.abs((np.flatnonzero(unit_end_T == UnitEnd.WORD) + 1) * token_ms - true_ms).tolist()
-    if not found_ms:
+    if not (found_ms and grid_ms):
         return {}
     return {
         "text_to_token.boundary_ms": float(np.median(found_ms)),

@@ -32,7 +32,6 @@ from speechquilt.types import SpokenSpan
 from speechquilt.vocab import Vocab
 
 NUCLEUS = 48  # candidates looked at before sorting everything; a trained model's top 0.9 rarely needs more
-CACHE_TOKENS = 128 * 1024  # tokens of key-value state in one call; very long texts get fewer slots
 PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
 
 
@@ -44,7 +43,7 @@ class EngineConfig:
     token + `cap_extra` (WORD_ENDs counted) beside its cues, then it is a runaway. Texts of 3 or more text tokens must have
     `min_per_token` to `max_per_token` speech tokens per text token. A stretch of `max_repeat` tokens with a period of up
     to 8 is a loop. What fails is sampled again up to `max_retries` times. `poll_every`: steps between two looks at who
-    is done (each look waits for the device).
+    is done (each look waits for the device). `cache_tokens` of key-value state in one call; very long texts get fewer slots.
     """
 
     max_rows: int = 128
@@ -58,6 +57,7 @@ class EngineConfig:
     max_text_tokens: int = 256
     max_retries: int = 2
     poll_every: int = 2
+    cache_tokens: int = 128 * 1024
 
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
@@ -179,7 +179,7 @@ class TextToTokenEngine:
 
     def _run(self, waiting: deque[Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
         longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 2
-        num_rows = min(self.config.max_rows, len(waiting), max(1, CACHE_TOKENS // longest))
+        num_rows = min(self.config.max_rows, len(waiting), max(1, self.config.cache_tokens // longest))
         slots = _Slots(self.model, self.config, num_rows, longest)
         while waiting or slots.busy:
             slots.admit(waiting)
