@@ -17,6 +17,7 @@ from speechquilt.data.interleave import (
     split_words,
 )
 from speechquilt.data.placement import place_spans
+from speechquilt.data.speakable import unspeakable_words
 from speechquilt.types import SpokenSpan
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -120,6 +121,99 @@ def test_pieces_join_to_the_document(text, id, pass_index, ratio):
     assert all(span and span == span.strip() for span in result.spans)
 
 
+MIXED = [
+    "a",
+    "word",
+    "Dr.",
+    "5",
+    "kg",
+    "max_len",
+    "https://a.org",
+    "|",
+    "=",
+    "$x$",
+    "`b`",
+    "世",
+    "λ",
+    "—",
+    "\n",
+    "\n\n    ",
+    "\n```\n",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.lists(st.sampled_from(MIXED), max_size=120).map(" ".join),
+    ratio=st.floats(0, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_only_what_can_be_spoken_is_chosen(text, ratio, seed):
+    config = InterleaveConfig(ratio=ratio, poisson_mean=3, character_mean=3, min_words=1, seed=seed)
+    result = plan("d", text, 0, config)
+    assert "".join(piece.text for piece in result.pieces) == text
+    reasons = unspeakable_words(split_words(text))
+    assert result.unspeakable == Counter(reason for reason in reasons if reason)
+    spoken, word = 0, 0
+    for piece in result.pieces:
+        num_words = len(split_words(piece.text))
+        if piece.modality == "speech":
+            assert not any(reasons[word : word + num_words])
+            spoken += num_words
+        word += num_words
+    target = int(ratio * len(reasons) + 0.5)
+    assert spoken == (min(target, reasons.count("") // 2) if any(reasons) else target)
+
+
+def test_a_corpus_is_spoken_at_the_ratio_of_all_its_words():
+    """2,000 documents in which up to a third cannot be spoken: the words that can make up for the others."""
+    rng = np.random.default_rng(5)
+    words, spoken, speakable = 0, 0, 0
+    for i in range(2000):
+        holes = rng.random() / 3
+        text = " ".join("x_y" if rng.random() < holes else "word" for _ in range(int(rng.integers(20, 120))))
+        result = plan(str(i), text, 0, InterleaveConfig())
+        words += len(split_words(text))
+        speakable += len(split_words(text)) - result.unspeakable.total()
+        spoken += sum(len(span.split()) for span in result.spans)
+    assert speakable < 0.9 * words
+    assert abs(spoken / words / 0.3 - 1) < 0.01
+
+
+def test_spans_are_spoken_in_words_and_stay_written_in_the_text():
+    text = "It was on 2024-01-15 that Dr. Lee paid $5 for 3 kg of it. " * 5
+    result = plan("d", text, 0, InterleaveConfig(poisson_mean=4))
+    assert "".join(piece.text for piece in result.pieces) == text
+    assert any("5" in span for span in result.spans)
+    assert not any(sign.isdigit() for span in result.spoken_spans for sign in span)
+    assert plan("d", WORDS_60, 0, InterleaveConfig()).spoken_spans == plan("d", WORDS_60, 0, InterleaveConfig()).spans
+
+
+def test_a_span_is_judged_by_the_words_that_were_spoken():
+    result = plan("d", "1999 " * 20, 0, InterleaveConfig(poisson_mean=100))
+    (written,), (spoken,) = result.spans, result.spoken_spans
+    assert len(encode(written)) == 6
+    assert len(encode(spoken)) >= 18  # nineteen ninety nine, nineteen ninety nine, ...
+    good = InterleaveStats()
+    assemble(result, [say(4 * len(encode(spoken)))], encode, stats=good)
+    assert not good.rejects  # more than 9 for each written word
+    bad = InterleaveStats()
+    assemble(result, [say(len(encode(spoken)) - 1)], encode, stats=bad)
+    assert bad.rejects == Counter({"fewer than 1 speech tokens per text token": 1})
+
+
+def test_what_was_never_chosen_is_counted():
+    text = " ".join(["word"] * 30 + ["x_y"] * 9 + ["https://a.org"])
+    result = plan("d", text, 0, InterleaveConfig(poisson_mean=100))
+    stats = InterleaveStats()
+    for _ in range(2):
+        assemble(result, [say(3 * len(span.split())) for span in result.spans], encode, stats=stats)
+    assert stats.unspeakable == Counter({"code": 18, "url": 2})
+    assert (stats.words, stats.spoken_words) == (80, 24)
+    assert stats.ratio == 0.3
+    assert stats.speakable_ratio == 0.4
+
+
 def test_a_plan_depends_on_document_pass_and_seed_alone():
     config = InterleaveConfig()
     first = plan("d", WORDS_60, 0, config)
@@ -211,7 +305,9 @@ def test_a_missing_span_is_an_error():
         assemble(result, [], encode)
 
 
-@pytest.mark.parametrize("wrong", [{"ratio": 0.6}, {"ratio": -0.1}, {"poisson_mean": 0.5}, {"min_words": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"ratio": 0.6}, {"ratio": -0.1}, {"poisson_mean": 0.5}, {"min_words": 0}, {"languages": ()}]
+)
 def test_config_is_checked(wrong):
     (key,) = wrong
     with pytest.raises(ValueError, match=f"{key}="):
