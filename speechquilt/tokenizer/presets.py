@@ -12,6 +12,9 @@ from speechquilt.config import nearest
 from speechquilt.tokenizer.model import SpeechTokenizerConfig
 
 WINDOW_FRAMES = 1500  # 30 s
+CONTEXT_BLOCKS = (
+    2  # carried into the next window: 4 s, for 15 % more work on long audio (docs/decisions/0020-long-audio.md)
+)
 WARMUP_UPDATES = 100  # at the least: the codebook is made when four vectors per code are there as well
 
 
@@ -70,7 +73,7 @@ def preset(name: str = "large-v3", frame_rate: float = 12.5) -> SpeechTokenizerC
         raise ValueError(f"unknown preset {name!r}; {nearest(name, list(WHISPER))}")
     if frame_rate not in RATES:
         raise ValueError(f"frame_rate={frame_rate} must be one of {', '.join(map(str, RATES))} Hz")
-    size = WHISPER[name]
+    size, rate = WHISPER[name], rate_fields(RATES[frame_rate].pooling)
     return SpeechTokenizerConfig(
         text_vocab_size=size.vocab_size,
         num_mels=size.num_mels,
@@ -81,5 +84,6 @@ def preset(name: str = "large-v3", frame_rate: float = 12.5) -> SpeechTokenizerC
         layers_above=size.layers - size.layers // 2,
         decoder_layers=size.decoder_layers or size.layers,
         vq_warmup_updates=WARMUP_UPDATES,
-        **rate_fields(RATES[frame_rate].pooling),
+        context_frames=CONTEXT_BLOCKS * rate["block_frames"],
+        **rate,
     )

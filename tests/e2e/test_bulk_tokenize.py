@@ -139,7 +139,10 @@ def test_any_batching_gives_the_offline_tokens(any_tokenizer, lengths, seed, dat
             assert ids_T.tolist() == offline(any_tokenizer, waves[end.file])
 
 
-def test_three_minutes_are_the_offline_tokens_while_little_waits(tokenizer_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("context_frames", [0, 48])
+def test_three_minutes_are_the_offline_tokens_while_little_waits(context_frames, tmp_path, monkeypatch):
+    tokenizer_dir = tmp_path / "tokenizer"
+    build(context_frames=context_frames).save(tokenizer_dir)
     (tmp_path / "in").mkdir()
     audio.save(tmp_path / "in" / "long.flac", noise(180.0, 24000, seed=1))
     pools: list[float] = []
@@ -157,6 +160,20 @@ def test_three_minutes_are_the_offline_tokens_while_little_waits(tokenizer_dir, 
     assert document.segments[0].ids_T.tolist() == offline(load(tokenizer_dir), whole_S)
     assert len(pools) > 9
     assert max(pools) <= recipe.POOL_BATCHES * 2.0 + 2.4
+
+
+def test_bfloat16_is_another_job_with_nearly_the_same_tokens(speech_folder, tokenizer_dir, tmp_path):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        recipe.tokenize(speech_folder, tmp_path / dtype, tokenizer_dir, workers=1, dtype=dtype)
+        found[dtype] = [d.segments[0].ids_T for d in read_documents(tmp_path / dtype / "speech")]
+    assert [len(ids_T) for ids_T in found["float32"]] == [len(ids_T) for ids_T in found["bfloat16"]]
+    same = np.concatenate([a == b for a, b in zip(*found.values())]).mean()
+    assert (
+        0.8 < same < 1.0
+    )  # noise between codes that are noise: the worst case; equal would mean that nothing was changed
+    with pytest.raises(ValueError, match="begun with other settings"):
+        recipe.tokenize(speech_folder, tmp_path / "float32", tokenizer_dir, workers=1, dtype="bfloat16")
 
 
 def tiny_corpus(folder: Path, num_files: int) -> set[str]:

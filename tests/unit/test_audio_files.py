@@ -1,5 +1,6 @@
 """Audio as a stream: equal to reading it whole, bounded in memory, and no broken file is more than a reject."""
 
+import itertools
 import json
 import threading
 import time
@@ -56,6 +57,27 @@ def test_pieces_together_are_the_whole_file(tmp_path_factory, num_samples, rate,
         np.testing.assert_array_equal(np.concatenate([p.samples_S for p in pieces]), whole_S)
         assert 0 < len(pieces[-1].samples_S) <= piece_samples
         assert end.duration_s == len(whole_S) / 16000
+
+
+@given(
+    num_samples=st.integers(0, 60),
+    piece_samples=st.integers(1, 12),
+    repeated=st.integers(0, 11),
+    blocks=st.lists(st.integers(0, 60), max_size=8),
+)
+def test_pieces_that_overlap_hold_every_sample_and_its_past(num_samples, piece_samples, repeated, blocks):
+    repeated = min(repeated, piece_samples - 1)
+    whole_S = np.arange(num_samples, dtype=np.float32)
+    cuts = sorted(min(b, num_samples) for b in blocks)
+    pieces = list(audio_files.cut(np.split(whole_S, cuts), 7, piece_samples, repeated))
+    assert [p.num_repeated for p in pieces] == [0, *[repeated] * (len(pieces) - 1)][: len(pieces)]
+    assert all(p.file == 7 and len(p.samples_S) == piece_samples for p in pieces[:-1])
+    assert all(len(p.samples_S) > p.num_repeated for p in pieces)
+    np.testing.assert_array_equal(
+        np.concatenate([whole_S[:0], *[p.samples_S[p.num_repeated :] for p in pieces]]), whole_S
+    )
+    for before, piece in itertools.pairwise(pieces):
+        np.testing.assert_array_equal(piece.samples_S[:repeated], before.samples_S[piece_samples - repeated :])
 
 
 def test_the_first_channel_is_taken(tmp_path):

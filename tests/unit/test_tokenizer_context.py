@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from speechquilt.tokenizer import load
 from speechquilt.tokenizer.emitters import TokenizerEmitter
 from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.presets import RATES, preset
 from speechquilt.tokenizer.token_encoder import TokenEncoder
 from tests.contracts.tiny_tokenizer import CONFIG, TEXT, build
 from tests.parity.tiny_tokenizers import noise
@@ -166,3 +167,13 @@ def test_contexts_that_cannot_be_are_named(keys: dict[str, int]) -> None:
 
 def test_the_aligner_hears_it_too(carried: SpeechTokenizer, hard: SpeechTokenizer) -> None:
     assert (TokenizerEmitter(carried).context_frames, TokenizerEmitter(hard).context_frames) == (CONTEXT, 0)
+
+
+@pytest.mark.parametrize("frame_rate", RATES)
+def test_presets_carry_two_blocks_at_every_rate(frame_rate: float) -> None:
+    config = preset("tiny", frame_rate)
+    assert config.context_frames == 2 * config.block_frames
+    rule = config.tokens_only().build().rule
+    hour = round(3600 * frame_rate)
+    encoded = sum(window.stop - window.start for window in rule.windows(hour)) / hour
+    assert 1.14 < encoded < 1.16  # what the decision page says that it costs
