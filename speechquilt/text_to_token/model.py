@@ -131,8 +131,30 @@ class LoadedTextToToken:
     speech_fingerprint: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A model folder without its weights, for engines that read those themselves."""
+
+    config: TextToTokenConfig
+    tokenizer: TextTokenizer
+    speech_fingerprint: str
+
+
 def load(folder: Path) -> LoadedTextToToken:
     """Read what `save` wrote. Raises FileNotFoundError or ValueError naming the file that is missing or does not fit."""
+    described = describe(folder)
+    model = TextToTokenLM(described.config)
+    try:
+        model.load_state_dict(read_weights(Path(folder) / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{Path(folder) / WEIGHTS} does not fit {OURS} beside it: {error}") from error
+    return LoadedTextToToken(
+        model=model.eval(), tokenizer=described.tokenizer, speech_fingerprint=described.speech_fingerprint
+    )
+
+
+def describe(folder: Path) -> Description:
+    """What `load` knows before it reads the weights. Raises like `load`."""
     folder = Path(folder)
     for name in (OURS, WEIGHTS, TEXT):
         if not (folder / name).is_file():
@@ -150,12 +172,9 @@ def load(folder: Path) -> LoadedTextToToken:
             f"{folder / TEXT} is not the text tokenizer the model was trained with "
             f"({fingerprint(tokenizer.json)}, expected {text_fingerprint}); restore the file"
         )
-    model = TextToTokenLM(from_dict(TextToTokenConfig, ours))
-    try:
-        model.load_state_dict(read_weights(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {OURS} beside it: {error}") from error
-    return LoadedTextToToken(model=model.eval(), tokenizer=tokenizer, speech_fingerprint=speech_fingerprint)
+    return Description(
+        config=from_dict(TextToTokenConfig, ours), tokenizer=tokenizer, speech_fingerprint=speech_fingerprint
+    )
 
 
 def _write_json(path: Path, data: dict) -> None:
