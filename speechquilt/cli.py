@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(study)
 
     plan = add("plan", _plan, "what a run of the papers' size costs: tokens, GPU-hours, storage, memory, time")
-    plan.add_argument("recipe", help="lst_1b, interleaved_1b or interleaved_9b")
+    plan.add_argument("recipe", help="lst_1b, interleaved_1b, interleaved_9b, tokenizer_large or tokenizer_small")
     plan.add_argument("--gpus", type=int, default=8)
     plan.add_argument("--gpu", default="h100", help="a100, h100, h200 or b200 (default h100)")
     plan.add_argument("--mfu", type=float, default=0.5, help="share of the bfloat16 peak that training reaches (0.5)")

@@ -19,6 +19,9 @@ from speechquilt.model.flops import BACKWARD, forward_flops, paper_row
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
+from speechquilt.recipes import tokenizer_presets
+from speechquilt.recipes.tokenizer import TokenizerRecipe
+from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.vocab import Vocab
 
 BYTES_PER_PARAMETER = 16  # float32 weights, gradients and two moments, all sharded
@@ -120,11 +123,41 @@ def interleaved_1b(gpu: Gpu, gpus: int, mfu: float) -> list[StagePlan]:
     return _synthetic(config, 1e11, gpu, gpus, mfu)
 
 
+def tokenizer_large(gpu: Gpu, gpus: int, mfu: float) -> list[StagePlan]:
+    """`train tokenizer preset=large`: the first paper's tokenizer, 2 epochs of 933,000 hours (spec 1, 2.5)."""
+    return [_tokenizer_training(tokenizer_presets.LARGE, tokenizer_presets.PAPER_RANKS, gpu, mfu)]
+
+
+def tokenizer_small(gpu: Gpu, gpus: int, mfu: float) -> list[StagePlan]:
+    """`train tokenizer preset=small`: LibriSpeech's 960 hours ten times."""
+    return [_tokenizer_training(tokenizer_presets.RECIPES["small"], 1, gpu, mfu)]
+
+
 RECIPES: dict[str, Callable[[Gpu, int, float], list[StagePlan]]] = {
     "lst_1b": lst_1b,
     "interleaved_9b": interleaved_9b,
     "interleaved_1b": interleaved_1b,
+    "tokenizer_large": tokenizer_large,
+    "tokenizer_small": tokenizer_small,
 }
+
+
+def _tokenizer_training(recipe: TokenizerRecipe, ranks: int, gpu: Gpu, mfu: float) -> StagePlan:
+    """The audio of a recipe made for `ranks`; weights, gradients and moments lie whole on every GPU."""
+    cost = tokenizer_presets.cost(recipe, ranks=ranks, mfu=mfu, peak_flops=gpu.peak)
+    seconds = cost.audio_hours * 3600
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in SpeechTokenizer(recipe.model).parameters())
+    return StagePlan(
+        name="tokenizer",
+        amount=seconds,
+        unit="seconds of audio",
+        per_gpu_s=gpu.peak * mfu * seconds / cost.flops,
+        source=f"assumed: {mfu:.0%} of peak, {cost.flops / seconds / 1e9:.1f} GFLOPs per second of audio, clips of "
+        f"{tokenizer_presets.CLIP_S:g} s; memory is that of {parameters / 1e9:.2f}B parameters alone, without activations",
+        storage_gb=12 * parameters / 1e9,  # a checkpoint: weights and moments
+        memory_gib=BYTES_PER_PARAMETER * parameters / 2**30,
+    )
 
 
 def _synthetic(config: PlainLMConfig, tokens: float, gpu: Gpu, gpus: int, mfu: float) -> list[StagePlan]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from speechquilt.cli import main
+from speechquilt.recipes import tokenizer_presets
 from speechquilt.recipes.plan import RECIPES, plan
 
 
@@ -30,7 +31,17 @@ def test_twice_the_gpus_take_half_the_time_and_less_memory(recipe: str) -> None:
     few, many = plan(recipe, 8, "h200", 0.4), plan(recipe, 16, "h200", 0.4)
     assert few["hours"] == pytest.approx(2 * many["hours"])
     assert few["gpu_hours"] == pytest.approx(many["gpu_hours"])
-    assert stage(few, "pretrain")["memory_gib"] > stage(many, "pretrain")["memory_gib"]
+    if any(s["name"] == "pretrain" for s in few["stages"]):  # a tokenizer is not sharded
+        assert stage(few, "pretrain")["memory_gib"] > stage(many, "pretrain")["memory_gib"]
+
+
+def test_the_tokenizers_cost_what_their_presets_say() -> None:
+    for name, ranks in (("large", tokenizer_presets.PAPER_RANKS), ("small", 1)):
+        found = plan(f"tokenizer_{name}", 4, "h100", 0.4)
+        expected = tokenizer_presets.cost(tokenizer_presets.RECIPES[name], ranks=ranks)
+        assert found["gpu_hours"] == pytest.approx(expected.gpu_hours)
+        assert stage(found, "tokenizer")["amount"] == pytest.approx(expected.audio_hours * 3600)
+    assert found["gpu_hours"] < 24  # one GPU finishes it in hours
 
 
 def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
