@@ -141,14 +141,14 @@ def _text(run: Run) -> str:
 
 
 def _speech(run: Run) -> str:
-    named = any(unit.text for unit in run.units)
+    names = [unit.text for unit in run.units if unit.text]
     says = []
-    if run.text and not named:
+    if run.text and run.text.split() != names:  # not told word by word, or spoken in another form than written
         says.append(f"<b>{escape(run.text)}</b>")
     if run.heard and run.heard != run.text:
         says.append(f"heard: {escape(run.heard)}")
     caption = f'<span class="says">{" · ".join(says)}</span>' if says else ""
-    return f'<span class="spoken">{"".join(_unit(unit, named) for unit in run.units)}{caption}</span>'
+    return f'<span class="spoken">{"".join(_unit(unit, bool(names)) for unit in run.units)}{caption}</span>'
 
 
 def _unit(unit: Unit, named: bool) -> str:
@@ -181,7 +181,8 @@ def histogram_svg(counts: Mapping[int, int], label: str, colour: str) -> str:
     for share in (0.5, 1.0):
         y = height - bottom - share * bars.max() * unit
         out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{si(share * bars.max())}</text>')
+        if (share * bars.max()).is_integer():
+            out.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{si(share * bars.max())}</text>')
     for k, n in enumerate(bars.tolist()):
         start = low + k * step
         last = start + step - 1 if k + 1 < len(bars) else int(lengths[-1])

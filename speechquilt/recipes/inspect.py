@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from speechquilt.data.interleave import split_words
 from speechquilt.data.parallel import SpokenText
 from speechquilt.data.shards import ShardFolder
+from speechquilt.data.speakable import language_of
 from speechquilt.data.spoken import SpokenFolder, open_shards
+from speechquilt.data.verbalise import LANGUAGES, verbalise
 from speechquilt.evals import noise
 from speechquilt.evals.shard_page import Run, Sample, Unit, write_shard_page
 from speechquilt.protocols import SpeechTokenizer as AnySpeechTokenizer
@@ -59,8 +61,8 @@ class Lengths:
 
 @dataclass(kw_only=True)
 class Source:
-    """Documents of one source. `words` of the texts of the documents that hold both modalities and know their word ends,
-    `spoken_words` those of them that are speech."""
+    """Documents of one source. `words`: of the texts behind those documents that go from text to speech and know their word
+    ends; `spoken_words`: those of them that are speech. An ASR or TTS pair, which has every word twice, is not among them."""
 
     documents: int = 0
     text_tokens: int = 0
@@ -92,7 +94,7 @@ class Statistics:
         self.documents.add(document.num_tokens())
         words = [self._add_run(segment) for segment in document.segments]
         speech = [n for n, segment in zip(words, document.segments) if segment.modality == "speech"]
-        if 0 < len(speech) < len(words) and None not in speech:
+        if 0 < len(speech) < len(words) and None not in speech and not _is_pair(document):
             source.words += len(split_words(text))
             source.spoken_words += sum(n for n in speech if n is not None)
 
@@ -226,9 +228,9 @@ class _Reader:
 
     def hear(self, tokens: Sequence[np.ndarray]) -> list[str]:
         """What the ASR head reads in each run of speech tokens, "" when there is none."""
-        return (
-            [""] * len(tokens) if self._asr is None else self._asr.read_back([t.copy() for t in tokens])
-        )  # torch wants them writable
+        if self._asr is None:
+            return [""] * len(tokens)
+        return self._asr.read_back([ids_T.copy() for ids_T in tokens])  # torch wants arrays that it may write to
 
 
 def _made(folder: ShardFolder | SpokenFolder) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def _made(folder: ShardFolder | SpokenFolder) -> dict[str, Any]:
         "kind": folder.kind.name,
         "info": vars(folder.info),
         "rejects": folder.manifest["rejects"],
-        "stage": {key: value for key, value in stage.items() if key != "noise"},
+        "stage": {key: value for key, value in stage.items() if key not in ("noise", "noise_rates")},
         "noise": noise.report(stage.get("noise") or {}),
     }
 
@@ -317,7 +319,7 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
         if segment.modality == "text":
             runs.append(Run(modality="text", text=own, num_tokens=len(segment.ids_T)))
         else:
-            words = list(item.words) if isinstance(item, SpokenText) else spoken.split()
+            words = item.words if isinstance(item, SpokenText) else _said(spoken, text, _num_words(segment))
             units = units_of(segment, words)
             runs.append(
                 Run(modality="speech", text=spoken, num_tokens=len(segment.ids_T), units=units, heard=next(heard))
@@ -325,16 +327,26 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
     return Sample(id=document.id, source=document.source, text=text, runs=runs)
 
 
+def _said(written: str, text: str, num_words: int | None) -> list[str]:
+    """The words of a spoken run: as written where their number fits, else as spoken ("42" is two words); `text` is around."""
+    if num_words is not None and len(written.split()) != num_words:
+        try:
+            return verbalise(written, language_of(text, LANGUAGES)).split()
+        except ImportError:  # without the extra `speaking` such a run stays without names
+            return []
+    return written.split()
+
+
 def span_texts(document: Document, text: str, spelled: Sequence[str]) -> list[str]:
     """The written words behind each segment that is speech, "" where they cannot be told.
 
     `spelled`: the text of each text segment, "" for speech and when unknown. The text segments are looked up in the original
-    `text`, in order; what lies between them was spoken. A document with one speech segment, of as many words as the text,
-    speaks all of it.
+    `text`, in order; what lies between them was spoken. A pair, or speech alone, of as many words as the text speaks all of it.
     """
     speech = [k for k, segment in enumerate(document.segments) if segment.modality == "speech"]
     found = [""] * len(document.segments)
-    if len(speech) == 1 and _num_words(document.segments[speech[0]]) == len(text.split()):
+    alone = len(document.segments) == 1 or _is_pair(document)
+    if alone and len(speech) == 1 and _num_words(document.segments[speech[0]]) == len(text.split()):
         found[speech[0]] = text.strip()
         return found
     num_words = [_num_words(segment) for segment in document.segments]
@@ -381,6 +393,11 @@ def _next_place(text: str, own: str, start: int, num_words: int | None, last: bo
 
 def _fits(spoken: str, num_words: int | None) -> bool:
     return bool(spoken.strip()) and num_words in (None, len(spoken.split()))
+
+
+def _is_pair(document: Document) -> bool:
+    """ASR or TTS: one side is only context, and every word is there twice, once in each modality."""
+    return not all(segment.loss for segment in document.segments)
 
 
 def _num_words(segment: Segment) -> int | None:

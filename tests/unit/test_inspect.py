@@ -84,6 +84,15 @@ def test_the_numbers_are_those_counted_by_hand(small, capsys):
     assert found["noise"] == {}
 
 
+def test_pairs_are_not_in_the_ratio(tmp_path, capsys):
+    """They have every word twice, once in each modality."""
+    pair = mixed("p", replace(speech(W, W), loss=False), text("cat", "sat"), source="asr")
+    documents = [(mixed("a", text("the"), speech(W)), "the cat"), (pair, "cat sat")]
+    main(["inspect", str(write(tmp_path / "s", documents)), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ratio"], found["sources"]["asr"]["ratio"]) == (0.5, None)
+
+
 def test_the_printed_form_says_the_same_and_shows_samples(small, capsys):
     assert main(["inspect", str(small), "--samples", "2"]) == 0
     out = capsys.readouterr().out
@@ -98,7 +107,7 @@ def test_the_printed_form_says_the_same_and_shows_samples(small, capsys):
 def test_what_the_stage_counted_is_shown(small, capsys):
     counts = {"spans": 4, "words": 40, "errors": 3, "words_squared": 402, "words_errors": 30, "errors_squared": 5}
     stats = {"words": 10, "spoken_words": 3, "ratio": 0.3, "rejects": {"no end": 2}, "unspeakable": {"URL": 7}}
-    (small / "stats.json").write_text(json.dumps({**stats, "noise": {"prose": counts}}))
+    (small / "stats.json").write_text(json.dumps({**stats, "noise": {"prose": counts}, "noise_rates": {}}))
     main(["inspect", str(small), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["stage"] == stats
@@ -238,21 +247,32 @@ def test_the_tokenizer_gives_words_seconds_and_what_is_heard(tmp_path, tokenizer
     documents = [
         (mixed("a", text("the"), speech(S, N, W, N, P, W), text("on the mat")), "the cat\n sat on the mat"),
         (mixed("b", speech(N, W, N, S), text("does anna live")), "where does anna live"),
-        (mixed("p", text("say:"), speech(N, W, N, S), text("anna"), source="asr"), "anna"),
-        (mixed("n", text("the"), speech(W, W), text("cat")), "the 42 cat"),
+        (mixed("p", replace(speech(N, W, N, S), loss=False), text("anna"), source="asr"), "anna"),
+        (mixed("n", text("the"), speech(W, W, W), text("cat")), "the 42 cat"),
     ]
     shards = write(tmp_path / "s", documents, info_of(model))
     html, checker = page_of(shards, tmp_path, "--tokenizer", folder)
     assert page_words(tmp_path / "page.html") == ["cat", "sat", "where", "anna"]
-    assert "<b>42</b>" in html  # two words were spoken for one: the boxes stay without names, the text stands below
+    assert (
+        "<b>42</b>" in html
+    )  # not the three words that it would be: the boxes stay without names, the text stands below
     assert ">on the mat<" in html
     heard = model.read_back([np.arange(6)])[0]
     assert f"heard: {heard}" in checker.text
     capsys.readouterr()
     main(["inspect", str(shards), "--tokenizer", str(folder), "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found["speech_seconds"] == 16 / model.frame_rate
-    assert found["words_per_second"] == pytest.approx(model.frame_rate * 6 / 16)
+    assert found["speech_seconds"] == 17 / model.frame_rate
+    assert found["words_per_second"] == pytest.approx(model.frame_rate * 7 / 17)
+
+
+def test_a_run_is_named_by_what_was_said(tmp_path, tokenizer):
+    pytest.importorskip("wetext", reason="needs the extra `speaking`")
+    folder, model = tokenizer
+    shards = write(tmp_path / "s", [(mixed("n", text("the"), speech(W, W), text("cat")), "the 42 cat")], info_of(model))
+    html, _ = page_of(shards, tmp_path, "--tokenizer", folder)
+    assert page_words(tmp_path / "page.html") == ["forty", "two"]
+    assert "<b>42</b>" in html  # what is written stands below
 
 
 def test_without_a_tokenizer_text_is_counted_and_speech_is_ids(small, tmp_path):
