@@ -1,7 +1,7 @@
 """`speechquilt study interleaving`: what interleaved data is worth, on the micro-world, several seeds each (spec 1, section 10).
 
 Place in the pipeline: layer 4; starts from the tokenizer, text-to-token model and shards of `story toy` (made first when they
-are not there; `story.run_dir` names a finished story, which is only read).
+are not there; `prepared` names the folder of a finished story, which is only read).
 Every run takes the same steps over the same number of global units. Conditions that coincide are run once.
 Trap: the paper's amounts come on top of other data, ours are shares of a fixed budget: what interleaved data gives up, the
 other sources read more of.
@@ -23,6 +23,7 @@ from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.micro_world import MicroWorld
 from speechquilt.data.shards import ShardFolder
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.protocols import TextToToken
 from speechquilt.recipes import defaults, toy, workers
 from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes import study as studies
@@ -30,6 +31,7 @@ from speechquilt.recipes.lm import LMRecipe, load_scorer
 from speechquilt.recipes.speech import text_tokenizer_of
 from speechquilt.recipes.stage import Story, write_json
 from speechquilt.recipes.world_tasks import PAIRS, Voicer, fact_tasks, question_tasks, story_tasks
+from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import model as text_to_token_models
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.types import Segment
@@ -138,9 +140,11 @@ def _questions() -> dict[str, Question]:
 
 @dataclass(frozen=True, kw_only=True)
 class InterleavingConfig:
-    """`story` makes the world, the tokenizer and the shards in its own run_dir; `steps` 0 keeps its own."""
+    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
+    story, `prepared`; `steps` 0 keeps the story's."""
 
     run_dir: str = "runs/interleaving"
+    prepared: str = ""
     story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 600
@@ -158,7 +162,7 @@ def study(config: InterleavingConfig) -> Path:
     full = toy.scaled(config.story)
     for condition in config.conditions:
         condition.weights(full.weights)  # a wrong one is said now, not after an hour
-    made = toy.prepare(full, Story(Path(full.run_dir)))
+    made = studies.start(config.story, config.prepared)
     folder = Path(config.run_dir)
     voiced = Story(folder, made.fingerprint).stage(
         "voiced",
@@ -219,30 +223,38 @@ def shards_of(config: InterleavingConfig, made: toy.Prepared, ratio: float) -> d
     if ratio == full.interleave.ratio:
         return made.shards
     settings = replace(full.interleave, ratio=ratio)
+
+    def make(folder: Path) -> dict[str, Any]:
+        loaded = text_to_token_models.load(made.text_to_token_dir)
+        engine = full.text_to_token.engine.build(loaded.model, loaded.tokenizer)
+        before = ShardFolder(made.shards[SYNTHETIC])
+        return interleave_again(before, engine, loaded.tokenizer, full.interleave_passes, settings, folder / SYNTHETIC)
+
     folder = Story(Path(config.run_dir), made.fingerprint).stage(
         f"shards/ratio_{ratio}".replace(".", "_"),
         [settings, full.interleave_passes],
-        lambda folder: interleave_again(full, made, settings, folder / SYNTHETIC),
+        make,
         what=f"the same texts interleaved again, {100 * ratio:g} % of the words spoken",
     )
     return {**made.shards, SYNTHETIC: folder / SYNTHETIC}
 
 
 def interleave_again(
-    full: toy.ToyConfig, made: toy.Prepared, settings: InterleaveConfig, folder: Path
+    before: ShardFolder,
+    speaker: TextToToken,
+    tokenizer: TextTokenizer,
+    passes: int,
+    settings: InterleaveConfig,
+    folder: Path,
 ) -> dict[str, Any]:
-    """The texts of the story's interleaved shards, spoken by the same text-to-token model under other `settings`."""
-    before, speaker = ShardFolder(made.shards[SYNTHETIC]), text_to_token_models.load(made.text_to_token_dir)
-    engine = full.text_to_token.engine.build(speaker.model, speaker.tokenizer)
-    text_tokenizer = text_tokenizer_of(SpeechTokenizer.load(made.tokenizer_dir))
+    """The texts of interleaved shards, spoken by the `speaker` that made them under other `settings`; returns counts."""
     stats = InterleaveStats()
     documents = shard_recipes.interleaved_documents(
-        interleaved_texts(before), engine, text_tokenizer, full.interleave_passes, settings, stats
+        interleaved_texts(before), speaker, tokenizer, passes, settings, stats
     )
     info = replace(before.info, made_by={**before.info.made_by, "recipe": "interleaving", "ratio": settings.ratio})
     counts = shard_recipes.write(folder, info, documents)
-    name = f"shards.ratio_{settings.ratio}"
-    return {f"{name}.{key}": n for key, n in counts.items()} | {f"{name}.realised": stats.ratio}
+    return {f"shards.interleaved.{key}": n for key, n in counts.items()} | {"shards.interleaved.ratio": stats.ratio}
 
 
 def interleaved_texts(shards: ShardFolder) -> list[TextDocument]:

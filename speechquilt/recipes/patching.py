@@ -45,9 +45,11 @@ def _plain(**more: Any) -> SystemConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchingConfig:
-    """`story` makes the world, the tokenizer and the shards in its own run_dir; `steps` 0 keeps its own."""
+    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
+    story, `prepared`; `steps` 0 keeps the story's."""
 
     run_dir: str = "runs/patching"
+    prepared: str = ""
     story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 0
@@ -70,12 +72,11 @@ class PatchingConfig:
 
 def study(config: PatchingConfig) -> Path:
     """Train and ask every system with every seed, two at a time on two cores; returns the path of patching.md."""
-    full = toy.scaled(config.story)
-    prepared = toy.prepare(full, Story(Path(full.run_dir)))
+    made = studies.start(config.story, config.prepared)
     results: dict[str, Any] = {}
     for compute_controlled in (True, False):  # the others wait to know how many tokens to read
         jobs = [
-            (config, name, seed, prepared, _tokens_to_read(system, seed, results))
+            (config, name, seed, made, _tokens_to_read(system, seed, results))
             for seed in config.seeds
             for name, system in config.systems.items()
             if (system.tokens_of is None) == compute_controlled

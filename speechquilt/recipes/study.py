@@ -15,6 +15,7 @@ import numpy as np
 from speechquilt.evals.intervals import accuracy, paired_difference
 from speechquilt.evals.scorer import Request, Scorer
 from speechquilt.evals.tasks import AnswerTask, ChoiceTask
+from speechquilt.recipes import toy
 from speechquilt.recipes.lm import LMRecipe, train_lm
 from speechquilt.recipes.stage import Story, write_json
 from speechquilt.text import TextTokenizer
@@ -26,6 +27,12 @@ DETAILS = "details.json"
 def run_names(system: str, seeds: Sequence[int]) -> list[str]:
     """The folder of a system with each of its seeds."""
     return [f"{system}_seed{seed}" for seed in seeds]
+
+
+def start(story: toy.ToyConfig, prepared: str) -> toy.Prepared:
+    """The finished story in the folder `prepared`, taken as it is; or `story`'s own, made where it is missing when that is ""."""
+    full = toy.scaled(story)
+    return toy.finished(full, Path(prepared)) if prepared else toy.prepare(full, Story(Path(full.run_dir)))
 
 
 def train_and_ask(

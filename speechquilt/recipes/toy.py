@@ -8,6 +8,7 @@ Trap: nothing here may be tuned on the test items. Settings were chosen on train
 """
 
 import dataclasses
+import json
 import os
 from collections import ChainMap
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
 from speechquilt.recipes.speech import text_tokenizer_of, tokenize
-from speechquilt.recipes.stage import Story, write_json
+from speechquilt.recipes.stage import MARK, Story, write_json
 from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.recipes.world_tasks import Voicer, fact_tasks, question_tasks, story_tasks
@@ -42,6 +43,7 @@ from speechquilt.train.trainer import TrainConfig
 from speechquilt.tts import EspeakTTS, EspeakTTSConfig
 
 INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
+STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +169,38 @@ def prepare(full: ToyConfig, stages: Story) -> Prepared:
         ),
         what="a text-to-token model: text in, speech tokens with word ends out",
     )
-    shards_dir = stages.stage(
+    stages.stage(
         "shards",
         [full.interleave, full.interleave_passes],
         lambda folder: make_shards(full, corpus(), tokenizer, speaker_dir, folder),
         what="Parquet shards: text, speech, ASR and TTS pairs, synthetic interleaved, recordings to interleave",
     )
+    return _prepared(stages.run_dir, stages.fingerprint)
+
+
+def finished(full: ToyConfig, run_dir: Path) -> Prepared:
+    """The stages of a finished story as they are, whatever settings or version made them; nothing is written.
+
+    Raises FileNotFoundError when one is missing or not complete, ValueError when its world is not the one of `full`.
+    """
+    for name in STAGES:
+        if not (run_dir / name / MARK).is_file():
+            raise FileNotFoundError(
+                f"{run_dir / name} is not a finished stage; run `speechquilt story toy run_dir={run_dir}`"
+            )
+    if (run_dir / "world" / "world.txt").read_text() != full.world.build().describe():
+        raise ValueError(
+            f"{run_dir} tells of another world than story.world={full.world}; give the settings it was made with"
+        )
+    return _prepared(run_dir, json.loads((run_dir / STAGES[-1] / MARK).read_text())["fingerprint"])
+
+
+def _prepared(run_dir: Path, fingerprint: str) -> Prepared:
     return Prepared(
-        fingerprint=stages.fingerprint,
-        tokenizer_dir=tokenizer_dir,
-        text_to_token_dir=speaker_dir,
-        shards={source: shards_dir / source for source in shard_recipes.SOURCES},
+        fingerprint=fingerprint,
+        tokenizer_dir=run_dir / "tokenizer",
+        text_to_token_dir=run_dir / "text_to_token",
+        shards={source: run_dir / "shards" / source for source in shard_recipes.SOURCES},
     )
 
 

@@ -1,6 +1,8 @@
 """The interleaving study: mixtures are the asked ones, seeds are pooled, and a small one runs to its tables and goes on after a stop."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import config as configs
+from speechquilt.data.corpus import TextDocument
+from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
+from speechquilt.data.micro_world import MicroWorldConfig
 from speechquilt.data.shards import ShardFolder
-from speechquilt.recipes import defaults, interleaving, study, toy
+from speechquilt.recipes import defaults, interleaving, shards, study, toy
 from speechquilt.recipes.interleaving import Condition, InterleavingConfig, Question
 from speechquilt.recipes.stage import MARK, Story, write_json
+from speechquilt.text import TextTokenizer
+from speechquilt.types import SpokenSpan, UnitEnd
+from speechquilt.vocab import Vocab
 from tests.e2e.test_story import SETTINGS
 
 RECORDED = ("parallel", "speech", "asr", "tts")
@@ -73,12 +81,52 @@ def test_a_question_is_asked_against_one_of_its_conditions():
         Question(conditions={"1": Condition()}, against="2")
 
 
+class Reader:
+    """Speaks three tokens a word, as if it were a text-to-token model."""
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
+        return [self._speak(text) for text in texts]
+
+    def _speak(self, text: str) -> SpokenSpan:
+        ends_T = np.array(
+            [e for word in text.split() for e in (UnitEnd.NONE, UnitEnd.NONE, UnitEnd.WORD)], dtype=np.uint8
+        )
+        return SpokenSpan(ids_T=np.arange(len(ends_T), dtype=np.int32), unit_end_T=ends_T)
+
+
+def content(folder: ShardFolder) -> list:
+    return [[(s.modality, s.ids_T.tolist()) for s in folder[i].segments] for i in range(len(folder))]
+
+
+def test_shards_of_another_ratio_hold_the_same_texts_with_more_or_less_of_them_spoken(tmp_path):
+    stories = MicroWorldConfig().build().documents("story", 30, seed=0)
+    texts = [TextDocument(id=f"story-{i}", text=text) for i, text in enumerate(stories)]
+    tokenizer = TextTokenizer.train([t.text for t in texts], 1000)
+    info = shards.shard_info(Vocab(num_text=tokenizer.size, num_speech=256), tokenizer, "speech", recipe="toy")
+    stats, reader = InterleaveStats(), Reader()
+    made = shards.interleaved_documents(texts, reader, tokenizer, 2, InterleaveConfig(), stats)
+    shards.write(tmp_path / "before", info, made)
+    before = ShardFolder(tmp_path / "before")
+    assert interleaving.interleaved_texts(before) == texts
+    for ratio in (0.1, 0.3, 0.5):
+        folder, config = tmp_path / str(ratio), InterleaveConfig(ratio=ratio)
+        counts = interleaving.interleave_again(before, reader, tokenizer, 2, config, folder)
+        again = ShardFolder(folder)
+        assert counts["shards.interleaved.ratio"] == pytest.approx(ratio, abs=0.01)
+        assert [again[i].id for i in range(len(again))] == [before[i].id for i in range(len(before))]
+        assert (content(again) == content(before)) == (ratio == 0.3)  # the same ratio: the same shards
+        spoken = [s for i in range(len(again)) for s in again[i].segments if s.modality == "speech"]
+        assert all(s.unit_end_T is not None for s in spoken)
+        assert again.info.made_by["ratio"] == ratio
+        again.check(speech_fingerprint="speech", text_fingerprint=shards.text_fingerprint(tokenizer))
+
+
 def write_details(evals: Path, run: str, **items: list[dict]) -> None:
     (evals / run).mkdir(parents=True)
     write_json(evals / run / study.DETAILS, {key: {"items": of} for key, of in items.items()})
 
 
-def test_seeds_are_pooled_and_gains_are_paired_with_the_same_seed(tmp_path):
+def test_seeds_are_pooled_and_gains_are_over_the_same_stories(tmp_path):
     def answers(*correct: bool) -> list[dict]:
         return [{"cluster": f"s{i // 2}", "correct": c} for i, c in enumerate(correct)]
 
@@ -152,33 +200,23 @@ def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_p
     lost = tmp_path / "study" / "lm" / "baseline_seed0"
     for path in (page, lost / MARK, tmp_path / "study" / "evals" / "ratio_0_5_seed0" / MARK):
         path.unlink()
-    assert interleaving.study(config).read_text() == before
+    given = replace(config, prepared=config.story.run_dir, story=replace(config.story, run_dir="nowhere"))
+    assert interleaving.study(given).read_text() == before
     assert times(tmp_path / "story") == story
     again = times(tmp_path / "study" / "lm")
     assert {path for path in again if again[path] != made.get(path)} <= set(lost.rglob("*"))
-    check_shards(config, tmp_path)
+    check_prepared(config, tmp_path)
     check_voiced(config, tmp_path)
 
 
-def check_shards(config: InterleavingConfig, run_dir: Path) -> None:
-    """The shards of the other ratio hold the same texts, more of them spoken, every spoken span with its word ends."""
-    paths = {
-        0.3: run_dir / "story" / "shards" / "interleaved",
-        0.5: run_dir / "study" / "shards" / "ratio_0_5" / "interleaved",
-    }
-    folders = {ratio: ShardFolder(path) for ratio, path in paths.items()}
-    assert len({(f.info.speech_fingerprint, f.info.text_fingerprint) for f in folders.values()}) == 1
-    ids, texts = (
-        [[of(f, i) for i in range(len(f))] for f in folders.values()] for of in (lambda f, i: f[i].id, ShardFolder.text)
-    )
-    assert ids[0] == ids[1]
-    assert texts[0] == texts[1]
-    mark = json.loads((paths[0.5].parent / MARK).read_text())
-    assert mark["results"]["shards.ratio_0.5.documents"] == len(folders[0.5])
-    assert folders[0.5].info.made_by["ratio"] == 0.5
-    documents = [folders[0.5][i] for i in range(len(folders[0.5]))]
-    spoken = [s for d in documents for s in d.segments if s.modality == "speech"]
-    assert all(s.unit_end_T is not None for s in spoken)
+def check_prepared(config: InterleavingConfig, run_dir: Path) -> None:
+    """A finished story is taken as it is, but not for another world, and not when a stage is missing."""
+    made = toy.prepare(toy.scaled(config.story), Story(run_dir / "story"))
+    assert study.start(config.story, str(run_dir / "story")) == made
+    with pytest.raises(ValueError, match="another world"):
+        study.start(replace(config.story, world=MicroWorldConfig(seed=5)), str(run_dir / "story"))
+    with pytest.raises(FileNotFoundError, match="world is not a finished stage"):
+        study.start(config.story, str(run_dir / "study"))
 
 
 def check_voiced(config: InterleavingConfig, run_dir: Path) -> None:
