@@ -60,7 +60,7 @@ def place_in_runs(
 ) -> list[tuple[int, int]]:
     """Spans of `num_spoken` words in all, only inside the runs; each legal placement of the drawn lengths is as likely.
 
-    Lengths that have no placement are cut: none longer than the longest run, then none longer than half of that, and so on.
+    Lengths that have no placement are cut: none longer than the longest run, then than three quarters of that, and so on.
     Raises ValueError for more than half of the runs' words, where spans could not always be kept apart.
     """
     total = sum(run.length for run in runs)
@@ -81,13 +81,12 @@ def place_in_order(lengths: Sequence[int], runs: Sequence[Run], rng: np.random.G
     """Spans of these lengths, in this order, inside the runs, or cut as `place_in_runs` says."""
     if not lengths:
         return []
-    longest = max(run.length for run in runs)
+    longest = min(max(lengths), max(run.length for run in runs))
     while longest:
-        pieces = cut(lengths, longest)
-        table = _Ways(pieces, runs)
-        if table.num_ways_log > -np.inf:
-            return table.draw(rng)
-        longest //= 2
+        ways = _Ways(cut(lengths, longest), runs)
+        if ways.num_ways_log > -np.inf:
+            return ways.draw(rng)
+        longest = longest * 3 // 4
     raise ValueError(f"spans of {sum(lengths)} words have no place in runs of {[run.length for run in runs]} words")
 
 

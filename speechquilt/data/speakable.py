@@ -76,6 +76,7 @@ _STRETCHES = [
 ]
 _LINE_RULE = re.compile(
     r"(?P<table>\s*\|.*\||[^|]*\s\|\s[^|]*\s\|\s|\s*\+[-=]{2,}[-=+]*\s*$|\s*[=-]{2,}(?:\s+[=-]{2,})+\s*$|.*\.{4,}\s*\w+\s*$|.*(?:\.\s){4,})"
+    r"|(?P<markup>[A-Z][a-z]+(?:-[A-Z][A-Za-z]+)+:\s)"  # a header of a mail or a package
     r"|(?P<code>\s*(?:>>>|\.\.\.)(?:\s|$)|\s*\$\s[a-z]|#!|\s*#\s*(?:include|define|ifn?def|endif)\b|\s*(?:def|class)\s\w+.*:\s*$"
     r"|\s*(?:import\s[\w.]+\s*$|from\s[\w.]+\simport\s)|.*[{]\s*$|\s*\}|\s*(?:elif|else|try|except|finally)\b.*:\s*$"
     r"|\s*(?:if|for|while|with)\s.*\):\s*$|\s*return\s[\w.]+$|\s*\.\.\s[\w-]+::)"

@@ -49,6 +49,7 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<=\d)(st|nd|rd|th)-(?=[a-z])"), r"\1 "),  # 21st-century
 ]
 _SILENT = re.compile(r"[\"\[\]{}<>*_|\\^`•·¶\u200b-\u200f\u2060\ufeff\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+")
+_SPACED_POINT = re.compile(r"\s([.,;:!?)])(?!\w)")
 _GLUED = re.compile(r"(?<=\d)(?=[^\w\s.,:])|(?<=[^\w\s.,:])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
 
 
@@ -64,7 +65,7 @@ def verbalise(text: str, language: str = "en") -> str:
         text = _ABBREVIATION.sub(_full_form, text)
     if not _WRITTEN.search(text):
         return text
-    text = " ".join(_SILENT.sub(" ", text).split())
+    text = _SPACED_POINT.sub(r"\1", " ".join(_SILENT.sub(" ", text).split()))
     if language == "en":
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)

@@ -90,11 +90,11 @@ def test_lengths_keep_their_order_and_their_size_where_they_fit():
         assert [end - start for start, end in spans] == lengths
 
 
-def test_lengths_without_a_place_are_cut_by_halves():
+def test_lengths_without_a_place_are_cut_shorter_and_shorter():
     assert cut([7, 2, 4], 3) == [3, 3, 1, 2, 3, 1]
     spans = place_in_order([5], runs_of(mask("...x...")), np.random.default_rng(0))  # 5 into runs of 3
     assert spans == [(0, 3), (4, 6)] or spans == [(0, 3), (5, 7)]
-    # both fit alone, but not together: none longer than 10 does not help, none longer than 5, then 2
+    # both fit alone, but not together: spans of at most 4, or 3, do not help
     spans = place_in_order([6, 5], runs_of(mask("..........x..x..x..x..x..x..")), np.random.default_rng(0))
     assert [end - start for start, end in spans] == [2, 2, 2, 2, 2, 1]
 

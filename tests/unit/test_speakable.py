@@ -52,6 +52,7 @@ SPOKEN = [
         "copyright two thousand seven Free Software Foundation, Incorporated and",
     ),
     ("**5 apples**", "five apples"),
+    ("a **bold** `call`, here", "a bold call, here"),
     # what the library gets wrong, or leaves
     ("on May 5, 2012", "on May five, twenty twelve"),
     ("on May 5th", "on May fifth"),
@@ -160,6 +161,7 @@ TEXTS = [
     ),
     ("Name    Size    Age\ntom     big     ten\nso it is", "table table table table table table . . ."),
     ("1. Introduction ....... 5\nIt begins.", "table table sign table . ."),
+    ("Content-Type: text\nThen: so it is", "markup markup . . . ."),
     ("Words:\n\n    for i in range(3):\n        do it now\n\nand so on", ". " + "code " * 7 + ". . ."),
     ("Words:\n\n    This is quoted prose, set in\n    by four spaces.\n\nand so on", ". " + ". " * 9 + ". . ."),
 ]
