@@ -15,6 +15,7 @@ import numpy as np
 
 from speechquilt.evals.figures import si
 from speechquilt.evals.report import Table, table_html, write_html
+from speechquilt.text import spoken_form
 from speechquilt.types import Modality
 
 BARS = 32  # of a histogram, at most
@@ -37,13 +38,13 @@ class Unit:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run of one modality. `text`: what is written or was to be spoken, "" when unknown; speech has its `units` and what
-    was `heard` in its tokens."""
+    was `heard` in its tokens (None: nobody listened)."""
 
     modality: Modality
     text: str
     num_tokens: int
     units: Sequence[Unit] = ()
-    heard: str = ""
+    heard: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,11 @@ _KEY = (
 def _sample(sample: Sample) -> str:
     runs = "".join(_text(run) if run.modality == "text" else _speech(run) for run in sample.runs)
     text = sample.text if len(sample.text) <= MAX_TEXT else sample.text[:MAX_TEXT] + " …"
+    unknown = any(run.modality == "text" and not run.text for run in sample.runs)  # then the words stand only there
     original = (
-        f'<details class="original"><summary>original text</summary><p>{escape(text)}</p></details>' if text else ""
+        f'<details class="original"{" open" if unknown else ""}><summary>original text</summary><p>{escape(text)}</p></details>'
+        if text
+        else ""
     )
     return (
         f'<article class="sample"><h3>{escape(sample.id)}<small>{escape(sample.source)}</small></h3>'
@@ -145,8 +149,8 @@ def _speech(run: Run) -> str:
     says = []
     if run.text and run.text.split() != names:  # not told word by word, or spoken in another form than written
         says.append(f"<b>{escape(run.text)}</b>")
-    if run.heard and run.heard != run.text:
-        says.append(f"heard: {escape(run.heard)}")
+    if run.heard is not None and spoken_form(run.heard) != spoken_form(" ".join(names) or run.text):
+        says.append(f"heard: {escape(run.heard or 'nothing')}")
     caption = f'<span class="says">{" · ".join(says)}</span>' if says else ""
     return f'<span class="spoken">{"".join(_unit(unit, bool(names)) for unit in run.units)}{caption}</span>'
 

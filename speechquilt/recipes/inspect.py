@@ -226,10 +226,10 @@ class _Reader:
         """Text of text tokens; "" when they are of another text tokenizer than the speech tokenizer's own."""
         return "" if self._texts is None else self._texts.decode(ids_T.tolist())
 
-    def hear(self, tokens: Sequence[np.ndarray]) -> list[str]:
-        """What the ASR head reads in each run of speech tokens, "" when there is none."""
+    def hear(self, tokens: Sequence[np.ndarray]) -> Sequence[str | None]:
+        """What the ASR head reads in each run of speech tokens, None when there is no such head."""
         if self._asr is None:
-            return [""] * len(tokens)
+            return [None] * len(tokens)
         return self._asr.read_back([ids_T.copy() for ids_T in tokens])  # torch wants arrays that it may write to
 
 
@@ -312,7 +312,7 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
     """One document for the page: its runs with their words, as far as they can be known."""
     document = _whole(item)
     speech = [segment.ids_T for segment in document.segments if segment.modality == "speech"]
-    heard = iter(reader.hear(speech) if reader else [""] * len(speech))
+    heard = iter(reader.hear(speech) if reader else [None] * len(speech))
     spelled = [reader.spell(s.ids_T) if reader and s.modality == "text" else "" for s in document.segments]
     runs = []
     for segment, own, spoken in zip(document.segments, spelled, span_texts(document, text, spelled)):

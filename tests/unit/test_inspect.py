@@ -259,6 +259,7 @@ def test_the_tokenizer_gives_words_seconds_and_what_is_heard(tmp_path, tokenizer
     assert ">on the mat<" in html
     heard = model.read_back([np.arange(6)])[0]
     assert f"heard: {heard}" in checker.text
+    assert '<details class="original"><summary>' in html
     capsys.readouterr()
     main(["inspect", str(shards), "--tokenizer", str(folder), "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -277,6 +278,8 @@ def test_a_run_is_named_by_what_was_said(tmp_path, tokenizer):
 
 def test_without_a_tokenizer_text_is_counted_and_speech_is_ids(small, tmp_path):
     html, _ = page_of(small, tmp_path)
+    assert "heard:" not in html
+    assert '<details class="original" open>' in html
     assert f"{len(TEXT.encode('on the mat'))} text tokens" in html
     assert '<span class="ids">1 2</span>' in html
     assert "the cat sat on the mat" in html
