@@ -2,7 +2,7 @@
 
 Place in the pipeline: layer 4; a `bulk.Work` over the same lists of audio as `tokenize`, and `align_corpus` for a story's corpus
 in memory. Training an aligner: `recipes/aligner.py`.
-Cost: the character encoder aligns some hundred times faster than real time on a core; a Wav2Vec2 wants a GPU.
+Cost: one pass of the aligner's network over the audio; the search behind it is small (docs/decisions/0013-alignment.md).
 Trap: what has word times keeps them, as they are. To align such recordings anew, take `words` out of their metadata first.
 """
 

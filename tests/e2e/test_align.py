@@ -18,13 +18,16 @@ from speechquilt import audio, cli
 from speechquilt.data.corpus import read_utterances
 from speechquilt.data.micro_world import MicroWorldConfig
 from speechquilt.data.shards import ShardFolder
+from speechquilt.data.spoken import SpokenFolder
 from speechquilt.recipes import align as recipe
 from speechquilt.recipes.aligner import load_aligner
 from speechquilt.recipes.corpus import join, speak
+from speechquilt.tokenizer import load
 from speechquilt.train.metrics import read_metrics
 from speechquilt.tts import EspeakTTSConfig
 from speechquilt.types import Utterance, Waveform
 from tests.contracts.test_aligner import wav2vec2_folder
+from tests.parity import tiny_tokenizers
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -225,3 +228,24 @@ def test_a_story_with_align_goes_on_to_curriculum_patching(
     capsys.readouterr()
     assert cli.main([*command, f"run_dir={tmp_path / 'with'}", "align=true"]) == 0
     assert capsys.readouterr().out.count("complete, skipped") == 6
+
+
+def test_the_output_is_a_folder_that_tokenize_reads_with_public_units(
+    speech: Path, aligner: Path, tmp_path: Path
+) -> None:
+    """HuBERT units of the aligned folder: every recording has its tokens and its words, which is what parallel shards need."""
+    assert cli.main(["align", str(speech), str(tmp_path / "out"), "--aligner", str(aligner), "--workers", "1"]) == 0
+    tiny_tokenizers.hubert(tmp_path / "hubert")
+    command = ["tokenize", str(tmp_path / "out"), str(tmp_path / "shards"), "--tokenizer", str(tmp_path / "hubert")]
+    assert cli.main([*command, "--workers", "1"]) == 0
+    parallel, tokenizer = SpokenFolder(tmp_path / "shards" / "parallel"), load(tmp_path / "hubert")
+    by_id = {row["id"]: row for row in rows(tmp_path / "out")}
+    assert len(parallel) == len(by_id) == 20
+    for spoken_text in (parallel[i] for i in range(0, 20, 7)):
+        row = by_id[spoken_text.id]
+        assert list(spoken_text.words) == [word for word, _, _ in row["words"]]
+        waveform = audio.resample(audio.load(tmp_path / "out" / row["file_name"]), tokenizer.sample_rate)
+        ids_BT, _ = tokenizer.encode(
+            torch.from_numpy(waveform.samples_S)[None], torch.tensor([len(waveform.samples_S)])
+        )
+        assert spoken_text.ids_T.tolist() == ids_BT[0].tolist()

@@ -1,6 +1,8 @@
 """The tokenizer's recipes: measuring on the way changes nothing, real corpora train end to end, costs are counted right."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +163,25 @@ def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(8):
         alone.next_batch()
         assert torch.equal(alone.next_batch().wav_BS, second.next_batch().wav_BS)
+
+
+def how_to_commands() -> list[list[str]]:
+    """The arguments of every `train tokenizer` in the how-to, under torchrun or not."""
+    text = (Path(__file__).parents[2] / "docs/how-to/train-a-tokenizer.md").read_text()
+    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line) for line in lines if "train tokenizer" in line]
+    return [line[line.index("train") :] for line in words]
+
+
+def test_the_commands_of_the_how_to_are_settings_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = how_to_commands()
+    assert len(commands) >= 9
+    for command in commands:
+        assert main([*command, "--show"]) == 0, f"{command}\n{capsys.readouterr().err}"
+        run = configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out))
+        with torch.device("meta"):
+            SpeechTokenizer(run.recipe.model)
 
 
 @pytest.mark.parametrize("name", presets.RECIPES)
