@@ -8,7 +8,7 @@ by itself, as in training. `encoded` is the audio that goes through the encoder 
 rate has its standard error from recordings drawn again (bootstrap); differences are taken within recordings.
 
 `changed` is the share of tokens that are not those of a window which begins as early as it can, so that it carries all of a window but
-one block: in the first block after an edge of the hard cuts, and in the others.
+one block: in the first block that a window after the first gives, and in the others.
 """
 
 import argparse
@@ -71,12 +71,13 @@ def drawn(errors_N2: np.ndarray, base_N2: np.ndarray) -> tuple[float, float]:
 def changed_tokens(
     model: SpeechTokenizer, waves: Sequence[Waveform], expected: Sequence[np.ndarray]
 ) -> tuple[float, float]:
-    """Share of tokens that differ from `expected`: in the first blocks after the edges of hard cuts, and elsewhere."""
-    window, block = model.rule.core, model.config.block_frames // model.config.pooling
+    """Share of tokens that differ from `expected`: in the first blocks after the edges of windows, and elsewhere."""
+    block = model.config.block_frames // model.config.pooling
     first, other = [], []
     for ids_T, expected_T in zip(encode_all(model, waves), expected, strict=True):
-        place_T, differs_T = np.arange(len(ids_T)), ids_T != expected_T
-        after_edge_T = (place_T >= window) & (place_T % window < block)
+        differs_T, after_edge_T = ids_T != expected_T, np.zeros(len(ids_T), dtype=bool)
+        for window in list(model.rule.windows(len(ids_T)))[1:]:
+            after_edge_T[window.first : window.first + block] = True
         first.append(differs_T[after_edge_T])
         other.append(differs_T[~after_edge_T])
     return float(np.concatenate(first).mean()), float(np.concatenate(other).mean())
