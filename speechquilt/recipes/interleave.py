@@ -94,6 +94,7 @@ class InterleaveTask:
 
     def __init__(self, work: InterleaveWork, engine: TextToTokenEngine, ear: SpeechTokenizer | None) -> None:
         self.work, self.engine, self.ear = work, engine, ear
+        engine.shows_progress = False
 
     def __call__(self, items: Sequence[BulkItem], out: TaskWriter) -> None:
         retries = self.engine.stats.retries

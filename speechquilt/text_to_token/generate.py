@@ -144,6 +144,7 @@ class TextToTokenEngine:
         self.model, self.tokenizer = model, tokenizer
         self.config = config or EngineConfig()
         self.stats = EngineStats()
+        self.shows_progress = True  # False where whoever calls has a line of its own
 
     @torch.inference_mode()
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
@@ -167,7 +168,10 @@ class TextToTokenEngine:
         waiting.sort(key=lambda r: (-r.cap, r.index))
         if waiting:
             with tqdm(
-                total=len(waiting), desc="text to tokens", unit=" texts", disable=len(waiting) < PROGRESS_FROM
+                total=len(waiting),
+                desc="text to tokens",
+                unit=" texts",
+                disable=not self.shows_progress or len(waiting) < PROGRESS_FROM,
             ) as bar:
                 self._run(deque(waiting), spans, bar)
         results = [spans[i] for i in range(len(texts))]
