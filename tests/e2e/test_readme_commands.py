@@ -20,6 +20,7 @@ TINY_TOKENIZER = "model.width=32 model.ffn_width=64 model.codebook_size=16 model
 TINY_LLAMA = "llama.width=32 llama.num_layers=1 llama.ffn_width=64 data.rows=2 train.steps=3"
 SETTINGS = {
     "train tokenizer": " ".join(f"recipe.{s}" for s in f"{TINY_TOKENIZER} train.warmup_steps=1".split()),
+    "train aligner": "recipe.model.width=32 recipe.model.num_layers=2 recipe.train.steps=3 recipe.train.warmup_steps=1",
     "train text_to_token": " ".join(f"recipe.{s}" for s in f"{TINY_LLAMA} train.warmup_steps=1".split()),
     "train lm": "train.steps=2 train.warmup_steps=1 pack.rows=2",
     "story own": " ".join(
@@ -64,7 +65,16 @@ def own_folder(tmp_path_factory) -> Path:
 
 def test_readme_names_every_stage():
     text = " ".join(readme_commands())
-    for command in ("story", "train tokenizer", "tokenize", "train text_to_token", "interleave", "inspect", "eval"):
+    for command in (
+        "story",
+        "train tokenizer",
+        "align",
+        "tokenize",
+        "train text_to_token",
+        "interleave",
+        "inspect",
+        "eval",
+    ):
         assert command in text
 
 
@@ -79,6 +89,8 @@ def test_readme_commands_run(own_folder, monkeypatch, capsys):
     speech = ShardFolder(Path("shards/speech"))
     assert len(speech) == 13  # broken.wav was counted, not lost
     assert sum(speech.manifest["rejects"].values()) == 1
+    aligned = [json.loads(line) for line in Path("my/aligned/metadata.jsonl").read_text().splitlines()]
+    assert [len(row["words"]) > 1 for row in aligned] == [True] * 13
     interleaved = ShardFolder(Path("shards/interleaved"))
     assert {s.modality for s in interleaved[0].segments} <= {"text", "speech"}
     found = json.loads(Path("runs/own/results.json").read_text())
