@@ -20,6 +20,8 @@ from speechquilt.data.verbalise import LANGUAGES, needs_verbalising
 
 # Why a word is not spoken. "number": the language has no grammar that puts written forms into words.
 REASONS = ("", "code", "table", "url", "e-mail", "path", "formula", "hash", "sign", "script", "markup", "number")
+LONG_WORD = 200  # characters; longer ones are not looked at, since some rules cost the square of the length
+LINE_START = 1000  # characters of a line that its own rules look at, for the same reason
 _CODE_OF = {reason: i for i, reason in enumerate(REASONS)}
 
 _LATIN = ("cs", "da", "de", "en", "es", "fi", "fr", "hu", "id", "it", "nl", "no", "pl", "pt", "ro", "sv", "tr", "vi")
@@ -129,6 +131,8 @@ def scripts_of(language: str) -> tuple[str, ...]:
 def _word_reason(word: str, languages: tuple[str, ...]) -> int:
     """What is wrong with a word, seen alone, as an index into `REASONS`."""
     scripts = {script for language in languages for script in scripts_of(language)}
+    if len(word) > LONG_WORD:
+        return _CODE_OF["url" if "://" in word else "hash"]
     if _PLAIN.fullmatch(word):
         return 0 if "LATIN" in scripts else _CODE_OF["script"]
     if not any(letter.isalnum() for letter in word):
@@ -168,8 +172,8 @@ def _mark_lines(text: str, start_W: np.ndarray, reason_W: np.ndarray) -> None:
     lines = text.split("\n")
     line_starts = np.cumsum([0] + [len(line) + 1 for line in lines[:-1]])
     line_W = np.searchsorted(line_starts, start_W, "right") - 1
-    reason_L = np.array([_line_reason(line) for line in lines], dtype=np.int8)
-    columns_L = np.array([_COLUMNS.match(line) is not None for line in lines])
+    reason_L = np.array([_line_reason(line[:LINE_START]) for line in lines], dtype=np.int8)
+    columns_L = np.array([_COLUMNS.match(line[:LINE_START]) is not None for line in lines])
     beside_L = np.zeros(len(lines), dtype=bool)
     beside_L[1:] |= columns_L[:-1]
     beside_L[:-1] |= columns_L[1:]

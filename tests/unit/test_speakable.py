@@ -233,3 +233,22 @@ def test_every_word_has_one_known_reason(text):
 def test_what_needs_words():
     assert not needs_verbalising("Plain words, (here) too.")
     assert all(needs_verbalising(text) for text in ("5", "a & b", "Dr. X", "e.g. this", "½"))
+
+
+@pytest.mark.parametrize(
+    ("monster", "reason"),
+    [
+        ("a" * 300_000, "hash"),
+        ("http://" + "a/" * 100_000, "url"),
+        ("$" * 200_000, "hash"),
+        ("x" + " " * 300_000 + "y", ""),
+        ("`a " * 100_000, "code"),
+        ("<a " * 100_000 + ">", ""),
+    ],
+)
+def test_monsters_are_judged_too(monster, reason):
+    """Rules that look at everything from everywhere would not come back from these."""
+    words = split_words(f"here comes {monster} and so on it goes and on")
+    found = unspeakable_words(words)
+    assert len(found) == len(words)
+    assert found[2] == reason
