@@ -166,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     interleave.add_argument("--tokenizer", type=Path, help="run folder of the speech tokenizer: measures the noise")
     interleave.add_argument("--noise-sample", type=float, default=0.01, help="share of spans read back (default 0.01)")
     interleave.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    interleave.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model's weights"
+    )
+    interleave.add_argument("--rows", type=int, help="spans spoken at once (default 128, on a GPU 1024)")
     _add_job_options(interleave)
 
     evaluate = add("eval", _eval, "score a language model on choice items: which ending is likelier?")
@@ -319,6 +323,8 @@ def _interleave(arguments: argparse.Namespace) -> None:
         tokenizer=arguments.tokenizer,
         noise_sample=arguments.noise_sample,
         device=arguments.device,
+        dtype=arguments.dtype,
+        rows=arguments.rows,
         workers=arguments.workers,
         max_reject_ratio=arguments.max_reject_ratio,
         executor=arguments.executor,

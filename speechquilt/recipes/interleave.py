@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from speechquilt import config
 from speechquilt.data import bulk, interleave, text_files
@@ -30,7 +31,7 @@ from speechquilt.evals.noise import NoiseMeter
 from speechquilt.recipes import jobs
 from speechquilt.recipes import shards as shard_recipes
 from speechquilt.recipes.jobs import Executor
-from speechquilt.recipes.tokenize import device_of, num_workers
+from speechquilt.recipes.tokenize import DTYPES, DType, device_of, num_workers
 from speechquilt.text_to_token import model as models
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.model import LoadedTextToToken
@@ -38,6 +39,8 @@ from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.types import SpokenSpan
 
 SHARDS = "."  # the output folder is itself the folder of shards
+CUDA_ROWS = 1024
+ROW_TOKENS = 512  # of key-value state, for spans of the paper's length
 ROUNDS = 16  # spans of one call of the engine, for each of its rows: the rows stay full, memory stays small
 MOST_DOCUMENTS = 512  # in one call of the engine, where documents have few spans
 NOISE_AT_LEAST = 8  # spans of a shard that are read back, however small the share
@@ -46,18 +49,22 @@ NOISE_AT_LEAST = 8  # spans of a shard that are read back, however small the sha
 @dataclass(frozen=True, kw_only=True)
 class InterleaveWork:
     """What every worker needs to know. `text_to_token`: folder of the model that speaks; `device` "auto", "cpu" or "cuda";
-    `tokenizer`: folder of the speech tokenizer that reads a `noise_sample` of the spans back ("": noise is not measured).
-    Implements `bulk.Work`.
+    `dtype` of its weights; `engine`: how it samples, and how many spans at once; `tokenizer`: folder of the speech tokenizer
+    that reads a `noise_sample` of the spans back ("": noise is not measured). Implements `bulk.Work`.
     """
 
     reader: TextReader
     rule: InterleaveConfig
     text_to_token: str
     device: str = "auto"
+    dtype: DType = "float32"
+    engine: EngineConfig = EngineConfig()
     tokenizer: str = ""
     noise_sample: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if not 0 <= self.noise_sample <= 1:
             raise ValueError(f"noise_sample={self.noise_sample} must be between 0 and 1, a share of the spoken spans")
 
@@ -69,7 +76,8 @@ class InterleaveWork:
         device = device_of(self.device, worker)
         loaded = models.load(Path(self.text_to_token))
         ear = SpeechTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
-        return InterleaveTask(self, EngineConfig().build(loaded.model.to(device), loaded.tokenizer), ear)
+        model = loaded.model.to(device, getattr(torch, self.dtype))
+        return InterleaveTask(self, self.engine.build(model, loaded.tokenizer), ear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +210,8 @@ def interleave_corpus(
     slices_per_shard: int = 1,
     workers: int | None = None,
     device: str = "auto",
+    dtype: DType = "float32",
+    rows: int | None = None,
     tokenizer: Path | None = None,
     noise_sample: float = 0.01,
     max_reject_ratio: float = 0.1,
@@ -210,7 +220,7 @@ def interleave_corpus(
 ) -> None:
     """All of `source` (see `text_files.open_corpus`) `passes` times, with other spans each time, into shards in `output`.
 
-    The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
+    `rows`: spans that are spoken at once (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
     workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
     the text-to-token model speaks for.
     """
@@ -224,6 +234,8 @@ def interleave_corpus(
         rule=InterleaveConfig(ratio=ratio, seed=seed),
         text_to_token=str(text_to_token.resolve()),
         device=device,
+        dtype=dtype,
+        engine=engine_for(device, rows),
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         noise_sample=noise_sample,
     )
@@ -256,9 +268,16 @@ def output_of(work: InterleaveWork, loaded: LoadedTextToToken, passes: int) -> O
         passes=passes,
         max_words=work.reader.max_words,
         **config.to_dict(work.rule),
-        engine=config.to_dict(EngineConfig()),
+        engine=config.to_dict(work.engine),
+        dtype=work.dtype,
     )
     return Output(writer=ShardWriter, info=info)
+
+
+def engine_for(device: str, rows: int | None) -> EngineConfig:
+    """A GPU takes as many rows as memory allows; more rows than a core's caches hold only make it slower."""
+    rows = rows or (CUDA_ROWS if device_of(device, 0) != "cpu" else EngineConfig.max_rows)
+    return EngineConfig(max_rows=rows, cache_tokens=max(EngineConfig.cache_tokens, rows * ROW_TOKENS))
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -25,7 +25,9 @@ from speechquilt.data.bulk import BulkItem, Output, TaskWriter
 from speechquilt.data.shards import ShardInfo, ShardWriter
 from speechquilt.data.spoken import SpokenWriter
 from speechquilt.protocols import SpeechTokenizer
+from speechquilt.recipes import jobs
 from speechquilt.recipes import shards as shard_recipes
+from speechquilt.recipes.jobs import Executor
 from speechquilt.recipes.speech import with_words
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
@@ -38,7 +40,6 @@ CUDA_BATCH_SECONDS = 1920.0  # 64 windows of 30 s
 POOL_BATCHES = 8  # batches' worth of audio that are sorted by length together
 WHOLE_S = 30.0  # longest clip that goes through `encode` in a tokenizer whose windows overlap
 
-Executor = Literal["local", "slurm", "ray"]
 DType = Literal["float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = get_args(DType)
 
@@ -309,15 +310,7 @@ def tokenize(
         settings["dtype"] = dtype
     outputs = outputs_of(loading.load(tokenizer))
     job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_shard)
-    if counts := bulk.counts_of(output):
-        print(f"[{output}] complete, skipped")
-    elif executor == "local":
-        bulk.run_local(job, workers or num_workers(device))
-        counts = bulk.merge(job, max_reject_ratio)
-    else:
-        from speechquilt.recipes import cluster as clusters  # datatrove is an extra
-
-        counts = clusters.run(job, executor, workers, cluster, max_reject_ratio)
+    counts = jobs.run(job, executor, workers, cluster, max_reject_ratio, num_workers(device))
     _report(counts, output)
 
 
