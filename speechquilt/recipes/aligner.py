@@ -169,7 +169,7 @@ def train_aligner(
 def with_fitting_window(config: CharacterCTCConfig, seconds: Sequence[float]) -> CharacterCTCConfig:
     """A window in which `FITTING` of recordings of these lengths have room, of at most `LONGEST_S`; a quarter of it at most
     is context."""
-    wanted_s = min(LONGEST_S, float(np.quantile(seconds, FITTING)))
+    wanted_s = min(LONGEST_S, float(np.quantile(seconds, FITTING, method="higher")))
     max_frames = math.ceil(wanted_s / FRAME_S)
     return replace(config, max_frames=max_frames, context_frames=min(config.context_frames, max_frames // 4))
 
