@@ -154,6 +154,25 @@ def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) ->
         recipes.new_model(RECIPE, None)
 
 
+def test_the_one_gpu_recipe_runs_from_whisper_to_results(tmp_path: Path) -> None:
+    """`preset=small` as a user gives it, on a tiny Whisper: bfloat16, threads, background checkpoints, WER on the way."""
+    whisper(tmp_path / "whisper")
+    (tmp_path / "speech").mkdir()
+    write_folder(tmp_path / "speech")
+    source = json.dumps([{"kind": "folder", "path": str(tmp_path / "speech")}])
+    sizes = ["layers_below=1", "max_frames=80", "block_frames=16", "context_frames=0", "codebook_size=16"]
+    tiny = ["train.steps=5", "train.warmup_steps=1", "train.num_threads=1", "train.accumulate=1", "threads=1"]
+    tiny += ["batch_seconds=3", "evaluate_every=2", f"start={tmp_path / 'whisper'}", "model.vq_warmup_updates=1"]
+    settings = [f"recipe.{s}" for s in (*tiny, *(f"model.{size}" for size in sizes))]
+    common = [f"run_dir={tmp_path / 'run'}", f"sources={source}", f"held_out={source}"]
+    assert main(["train", "tokenizer", "preset=small", *settings, *common]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["tokenizer.steps"] == 5
+    assert {"tokenizer.wer", "tokenizer.cer", "tokenizer.codebook_used", "tokenizer.perplexity"} <= found.keys()
+    assert [line["step"] for line in read_held_out(tmp_path / "run")] == [2, 4, 5]
+    assert SpeechTokenizer.load(tmp_path / "run").config.decoder_prompt
+
+
 def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODEL.build(TEXT)
     alone = recipes.new_loader(RECIPE, model, CountingCorpus(30))
