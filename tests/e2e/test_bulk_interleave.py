@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -225,3 +226,33 @@ def test_mistakes_are_named(corpus, speaker, ear, tmp_path, capsys):
     for extra, message in cases:
         assert cli.main(command + extra) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_merge_that_dies_anywhere_can_be_repeated(corpus, speaker, tmp_path, monkeypatch):
+    keywords = {**KEYWORDS, "passes": 1}
+    with pytest.raises(ValueError, match="above max_reject_ratio=0"):
+        recipe.interleave_corpus(str(corpus), tmp_path / "done", speaker, **{**keywords, "max_reject_ratio": 0})
+    shutil.copytree(tmp_path / "done", tmp_path / "whole")
+    recipe.interleave_corpus(str(corpus), tmp_path / "whole", speaker, **keywords)
+    real, calls = os.replace, [0, 0]  # calls seen, the one that is not survived
+
+    def replace(*paths):
+        calls[0] += 1
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    died = True
+    while died:
+        calls[:] = 0, calls[1] + 1
+        folder = tmp_path / str(calls[1])
+        shutil.copytree(tmp_path / "done", folder)
+        monkeypatch.setattr(os, "replace", replace)
+        try:
+            recipe.interleave_corpus(str(corpus), folder, speaker, **keywords)
+            died = False
+        except KeyboardInterrupt:
+            recipe.interleave_corpus(str(corpus), folder, speaker, **keywords)
+        monkeypatch.undo()
+        assert content(folder) == content(tmp_path / "whole")
+    assert calls[1] > len(content(tmp_path / "whole"))  # every file, and what the job notes
