@@ -8,7 +8,9 @@ The grammars are wetext's (English, Chinese, Japanese). Around them stand a few 
 """
 
 import functools
+import itertools
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 LANGUAGES = ("en", "zh", "ja")  # what wetext's grammars know
@@ -69,9 +71,9 @@ def verbalise(text: str, language: str = "en") -> str:
     if language == "en":
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
-    if not _WRITTEN.search(text):
-        return text
-    return _read(text, language) or " ".join(_read_word(word, language) for word in text.split())
+    words = text.split()
+    spoken = [_read_window(part, language) if written else part for part, written in _windows(words)]
+    return " ".join(spoken)
 
 
 def needs_verbalising(text: str) -> bool:
@@ -85,15 +87,28 @@ def _full_form(match: re.Match[str]) -> str:
     return full + "." if match.end() == len(match.string) else full
 
 
-def _read_word(word: str, language: str) -> str:
-    """One word of a text that the grammar cannot read as a whole, if need be in pieces, at worst as written."""
-    return _read(word, language) or _read(_GLUED.sub(" ", word), language) or word
+def _windows(words: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The words in runs, and whether a run holds something written: with it the words that say how it is read, two before
+    and one behind ("World War II", "in 1999", "5 kg"). The grammars are slow, so that they read no more than that."""
+    near = [False] * len(words)
+    for i, word in enumerate(words):
+        if _WRITTEN.search(word):
+            near[max(0, i - 2) : i + 2] = [True] * len(near[max(0, i - 2) : i + 2])
+    for written, run in itertools.groupby(zip(words, near), key=lambda pair: pair[1]):
+        yield " ".join(word for word, _ in run), written
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _read_window(text: str, language: str) -> str:
+    """What the grammar makes of a run of words; word by word when it cannot read it, if need be in pieces, at worst as
+    written."""
+    return _read(text, language) or " ".join(
+        _read(word, language) or _read(_GLUED.sub(" ", word), language) or word for word in text.split()
+    )
 
 
 def _read(text: str, language: str) -> str:
     """What the grammar makes of `text`, "" when it has no way through it."""
-    if not text:
-        return ""
     try:
         return _normalizer(language).normalize(text).strip()
     except AssertionError:  # how wetext says that its tagger found no path
