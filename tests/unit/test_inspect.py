@@ -223,7 +223,7 @@ def page_words(path) -> list[str]:
 
 def test_every_text_is_escaped(tmp_path, tokenizer):
     folder, model = tokenizer
-    evil = EVIL.replace("é", "e")  # every word of it can be spelled
+    evil = EVIL.replace("é", "\"onclick='z'")  # a single word that would leave its attribute, too
     words = evil.split()
     documents = [
         (mixed(EVIL, text(words[0]), speech(*[W] * len(words[1:])), source=EVIL), evil),
