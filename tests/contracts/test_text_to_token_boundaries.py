@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechquilt.evals import results
+from speechquilt.recipes import text_to_token as recipes
 from speechquilt.text_to_token import answer
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position
 from speechquilt.text_to_token.boundaries import Spoken, align, place_units
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig
-from speechquilt.types import UnitEnd
+from speechquilt.types import AlignedWord, UnitEnd, Utterance, Waveform
 from tests.contracts.test_text_to_token import CONFIG, NUM_SPEECH, SOUND, TOKENIZER, WORDS, spoken, train
 
 
@@ -106,3 +109,41 @@ def test_any_walk_through_the_grammar_says_each_cue_once(lengths, seed):
     assert position.num_unbegun == 0
     assert {answer.kind_of(i, CONFIG.vocab) for i in (0, CONFIG.vocab.speech_start)} == {CUE, SPEECH}
     assert [answer.kind_of(i, CONFIG.vocab) for i in (CONFIG.vocab.word_end, CONFIG.vocab.eos)] == [WORD_END, EOS]
+
+
+FRAME_RATE = 12.5
+
+
+def recording(words: tuple[str, ...], late_s: float) -> Utterance:
+    """An utterance of the language of `spoken` whose word times are its tokens' own, plus `late_s`."""
+    word_T = spoken(words).word_of_token_T
+    places = [np.flatnonzero(word_T == w) for w in range(len(words))]
+    alignment = tuple(
+        AlignedWord(text=word.upper() + ",", start_s=at[0] / FRAME_RATE, end_s=(at[-1] + 1) / FRAME_RATE + late_s)
+        for word, at in zip(words, places)
+    )
+    audio = Waveform(samples_S=np.zeros(1, dtype=np.float32), sample_rate=1)
+    return Utterance(id=" ".join(words), text=" ".join(words), audio=audio, alignment=alignment)
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.03, -0.1])
+def test_the_recipe_measures_the_distance_from_the_word_times(trained, monkeypatch, late_s):
+    """The sound is the language's own, so no tokenizer has to hear it: `tokenize` looks it up."""
+    rng = np.random.default_rng(9)
+    held_out = [recording(tuple(rng.choice(WORDS, 5).tolist()), late_s) for _ in range(20)]
+    monkeypatch.setattr(recipes, "tokenize", lambda _, us: [spoken(tuple(u.text.split())) for u in us])
+    found = recipes.measure_boundaries(trained, TOKENIZER, SimpleNamespace(frame_rate=FRAME_RATE), held_out)
+    results.check(found)
+    assert found["text_to_token.boundary_n"] == 100
+    assert found["text_to_token.boundary_ms"] == pytest.approx(abs(1000 * late_s))
+    assert found["text_to_token.boundary_grid_ms"] == pytest.approx(abs(1000 * late_s))
+    assert found["text_to_token.boundary_p90_ms"] >= found["text_to_token.boundary_ms"]
+    assert (found["text_to_token.boundary_within_token"] > 0.9) == (abs(late_s) < 1 / FRAME_RATE)
+
+
+def test_what_has_no_word_times_is_not_measured(trained):
+    tokenizer = SimpleNamespace(frame_rate=FRAME_RATE)
+    whole = replace(CONFIG, cue="text").build()
+    timed = recording(("red", "dog"), 0.0)
+    assert recipes.measure_boundaries(trained, TOKENIZER, tokenizer, [replace(timed, alignment=())]) == {}
+    assert recipes.measure_boundaries(whole, TOKENIZER, tokenizer, [timed]) == {}
