@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 GROUP_WORDS = 8192  # runs are dealt with in groups of so many words, so that a book costs as much per word as a page
 
@@ -81,6 +80,8 @@ def place_in_order(lengths: Sequence[int], runs: Sequence[Run], rng: np.random.G
     """Spans of these lengths, in this order, inside the runs, or cut as `place_in_runs` says."""
     if not lengths:
         return []
+    if len(runs) == 1 and sum(lengths) + len(lengths) <= runs[0].length + 1:  # a book without holes needs no table
+        return [(runs[0].start + a, runs[0].start + b) for a, b in place_anywhere(lengths, runs[0].length, rng)]
     longest = min(max(lengths), max(run.length for run in runs))
     while longest:
         ways = _Ways(cut(lengths, longest), runs)
@@ -118,14 +119,19 @@ class _Ways:
         room = np.cumsum(np.sort(lengths)) + np.arange(len(lengths))
         self.runs = [run for run in runs if run.length >= room[0]]
         self._most = [int(np.searchsorted(room, run.length, "right")) for run in self.runs]
-        self._passed_K = np.cumsum([0, *lengths])
         self._log_factorial = np.cumsum(np.log(np.maximum(1, np.arange(2 + max(run.length for run in runs)))))
         self._in_run: dict[int, np.ndarray] = {}
-        num_spans = len(lengths)
-        self._log_JK = np.full((len(self.runs) + 1, num_spans + 1), -np.inf)
+        # Behind the last span there are `most` more columns: no way to have placed spans that do not exist.
+        num_spans, most = len(lengths), max(self._most, default=0)
+        self._passed_K = np.full(num_spans + 1 + most, np.iinfo(np.int64).max // 2)
+        self._passed_K[: num_spans + 1] = np.cumsum([0, *lengths])
+        self._after_KN = np.arange(num_spans + 1)[:, None] + np.arange(most + 1)
+        self._log_JK = np.full((len(self.runs) + 1, num_spans + 1 + most), -np.inf)
         self._log_JK[-1, num_spans] = 0.0
-        for j in reversed(range(len(self.runs))):
-            self._log_JK[j] = np.logaddexp.reduce(self._choices(j), axis=1)
+        for j, run in reversed(list(enumerate(self.runs))):
+            rest_KN = self._log_JK[j + 1][self._after_KN[:, : self._most[j] + 1]]
+            ways_KN = self._ways_in_run(run.length, self._most[j]) + rest_KN
+            self._log_JK[j, : num_spans + 1] = np.logaddexp.reduce(ways_KN, axis=1)
 
     @property
     def num_ways_log(self) -> float:
@@ -137,7 +143,8 @@ class _Ways:
         spans: list[tuple[int, int]] = []
         first = 0
         for j, run in enumerate(self.runs):
-            log_N = self._choices(j, first)
+            most = self._most[j]
+            log_N = self._ways_in_run(run.length, most)[first] + self._log_JK[j + 1, first : first + most + 1]
             cumulated_N = np.cumsum(np.exp(log_N - log_N.max()))
             num = int(np.searchsorted(cumulated_N, rng.random() * cumulated_N[-1], "right"))
             placed = place_anywhere(self.lengths[first : first + num], run.length, rng)
@@ -145,20 +152,12 @@ class _Ways:
             first += num
         return spans
 
-    def _choices(self, j: int, first: int | None = None) -> np.ndarray:
-        """`[K + 1, N + 1]`: ways when run j takes n of the spans from k on; the row of `first` alone when it is given."""
-        most = self._most[j]
-        rest_KN = sliding_window_view(np.append(self._log_JK[j + 1], np.full(most, -np.inf)), most + 1)
-        rows = slice(None) if first is None else first
-        return self._ways_in_run(self.runs[j].length, most)[rows] + rest_KN[rows]
-
     def _ways_in_run(self, length: int, most: int) -> np.ndarray:
         """`[K + 1, N + 1]`: log C(length - t + 1, n), where the spans k, ..., k + n - 1 have t words; -inf if too long."""
         if length not in self._in_run:
             n_N = np.arange(most + 1)
-            far = self._passed_K[-1] + length + 2  # behind the last span there is none
-            passed_KN = sliding_window_view(np.append(self._passed_K, np.full(most, far)), most + 1)
-            slots_KN = length + 1 - (passed_KN - self._passed_K[:, None])
+            passed_KN = self._passed_K[self._after_KN[:, : most + 1]]
+            slots_KN = length + 1 - (passed_KN - passed_KN[:, :1])
             free_KN = np.maximum(slots_KN - n_N, 0)
             log_f = self._log_factorial
             log_KN = log_f[np.maximum(slots_KN, 0)] - log_f[n_N] - log_f[free_KN]

@@ -127,3 +127,6 @@ def test_a_book_with_many_holes_is_placed_without_overflow():
     starts = np.array([start for start, _ in spans])
     quarters = np.histogram(starts, bins=4, range=(0, 60_000))[0]
     assert quarters.max() < 1.15 * quarters.min()
+    speakable_W = np.ones(400_000, dtype=bool)
+    speakable_W[7] = False  # a table over all spans of the long run would not fit into memory
+    assert sum(end - start for start, end in choose_speakable_spans(speakable_W, rng, 0.3, 10)) == 120_000
