@@ -114,7 +114,7 @@ def story(settings: OwnConfig) -> None:
     corpus = folder_corpus(required("speech", settings.speech), Path(settings.text) if settings.text else None)
     for reject in corpus.rejects:
         print(f"  left out {reject.id}: {reject.reason}")
-    if settings.align:
+    if settings.align and not all(u.alignment for u in [*corpus.sentences, *corpus.held_out]):
         whole = corpus
         aligner_dir = stages.stage(
             "aligner",

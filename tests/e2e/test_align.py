@@ -20,6 +20,7 @@ from speechquilt.data.micro_world import MicroWorldConfig
 from speechquilt.data.shards import ShardFolder
 from speechquilt.data.spoken import SpokenFolder
 from speechquilt.recipes import align as recipe
+from speechquilt.recipes import own
 from speechquilt.recipes.aligner import load_aligner
 from speechquilt.recipes.corpus import join, speak
 from speechquilt.tokenizer import load
@@ -228,6 +229,23 @@ def test_a_story_with_align_goes_on_to_curriculum_patching(
     capsys.readouterr()
     assert cli.main([*command, f"run_dir={tmp_path / 'with'}", "align=true"]) == 0
     assert capsys.readouterr().out.count("complete, skipped") == 6
+
+
+def test_a_story_whose_recordings_all_have_word_times_trains_no_aligner(
+    speech: Path, aligner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed where the tokenizer would begin: the stage before it was not needed, on plain recordings it is."""
+    assert cli.main(["align", str(speech), str(tmp_path / "out"), "--aligner", str(aligner), "--workers", "1"]) == 0
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own, "train_tokenizer", stop)
+    for folder, trained in ((tmp_path / "out", False), (speech, True)):
+        run = tmp_path / f"run-{trained}"
+        assert cli.main(["story", "own", f"speech={folder}", f"run_dir={run}", "align=true", *STORY]) == 130
+        assert (run / "tokenizer").is_dir()
+        assert (run / "aligner" / "words.jsonl").is_file() == trained
 
 
 def test_the_output_is_a_folder_that_tokenize_reads_with_public_units(
