@@ -1,0 +1,39 @@
+"""Epochs of a training run: counted in metrics.jsonl, bounded, and an end that says what to do."""
+
+from dataclasses import replace
+
+import pytest
+
+from speechquilt.data.mixture import Exhausted
+from speechquilt.recipes.lm import train_lm
+from speechquilt.train.metrics import read_metrics
+from tests.e2e.test_train_lm import RECIPE
+from tests.unit.test_budget import TOKENIZER, shards  # noqa: F401 (a fixture)
+
+SHORT = replace(RECIPE, train=replace(RECIPE.train, steps=12, log_every=1), pack=replace(RECIPE.pack, buffer=8))
+
+
+def test_a_source_leaves_and_the_metrics_show_it(shards, tmp_path):  # noqa: F811
+    recipe = replace(SHORT, max_epochs={"speech": 0.02})  # 6 documents
+    with pytest.warns(UserWarning, match=r"source 'speech' has given its max_epochs=0.02 and leaves the mixture"):
+        train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
+    lines = read_metrics(tmp_path / "run")
+    speech = [line["total_epochs_speech"] for line in lines]
+    assert speech == sorted(speech)
+    assert speech[-3] == speech[-1] == pytest.approx(0.02)
+    for source in ("text", "parallel"):
+        assert lines[-1][f"total_epochs_{source}"] > lines[-3][f"total_epochs_{source}"]
+
+
+def test_a_run_whose_sources_have_all_left_ends_with_an_error(shards, tmp_path):  # noqa: F811
+    recipe = replace(SHORT, max_epochs=dict.fromkeys(RECIPE.weights, 0.1))
+    with (
+        pytest.warns(UserWarning, match="leaves the mixture"),
+        pytest.raises(Exhausted, match=r"batch \d+ of 12 cannot be filled.*train for fewer steps"),
+    ):
+        train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
+
+
+def test_a_bound_on_nothing_is_refused():
+    with pytest.raises(ValueError, match="did you mean speech"):
+        replace(RECIPE, max_epochs={"speach": 1.0})
