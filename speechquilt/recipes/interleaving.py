@@ -147,8 +147,8 @@ class InterleavingConfig:
     prepared: str = ""
     story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 600
-    num_stories: int = 100
+    steps: int = 650
+    num_stories: int = 200
     questions: dict[str, Question] = field(default_factory=_questions)
 
     @property

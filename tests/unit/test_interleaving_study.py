@@ -14,12 +14,13 @@ from speechquilt import config as configs
 from speechquilt.data.corpus import TextDocument
 from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.micro_world import MicroWorldConfig
-from speechquilt.data.shards import ShardFolder
+from speechquilt.data.shards import ShardFolder, ShardInfo
 from speechquilt.recipes import defaults, interleaving, shards, study, toy
 from speechquilt.recipes.interleaving import Condition, InterleavingConfig, Question
+from speechquilt.recipes.lm import train_lm
 from speechquilt.recipes.stage import MARK, Story, write_json
 from speechquilt.text import TextTokenizer
-from speechquilt.types import SpokenSpan, UnitEnd
+from speechquilt.types import Document, SpokenSpan, UnitEnd
 from speechquilt.vocab import Vocab
 from tests.e2e.test_story import SETTINGS
 
@@ -94,15 +95,20 @@ class Reader:
         return SpokenSpan(ids_T=np.arange(len(ends_T), dtype=np.int32), unit_end_T=ends_T)
 
 
+def stories_to_read() -> tuple[list[TextDocument], TextTokenizer, ShardInfo]:
+    stories = MicroWorldConfig().build().documents("story", 30, seed=0)
+    texts = [TextDocument(id=f"story-{i}", text=text) for i, text in enumerate(stories)]
+    tokenizer = TextTokenizer.train([t.text for t in texts], 1000)
+    info = shards.shard_info(Vocab(num_text=tokenizer.size, num_speech=256), tokenizer, "speech", recipe="toy")
+    return texts, tokenizer, info
+
+
 def content(folder: ShardFolder) -> list:
     return [[(s.modality, s.ids_T.tolist()) for s in folder[i].segments] for i in range(len(folder))]
 
 
 def test_shards_of_another_ratio_hold_the_same_texts_with_more_or_less_of_them_spoken(tmp_path):
-    stories = MicroWorldConfig().build().documents("story", 30, seed=0)
-    texts = [TextDocument(id=f"story-{i}", text=text) for i, text in enumerate(stories)]
-    tokenizer = TextTokenizer.train([t.text for t in texts], 1000)
-    info = shards.shard_info(Vocab(num_text=tokenizer.size, num_speech=256), tokenizer, "speech", recipe="toy")
+    texts, tokenizer, info = stories_to_read()
     stats, reader = InterleaveStats(), Reader()
     made = shards.interleaved_documents(texts, reader, tokenizer, 2, InterleaveConfig(), stats)
     shards.write(tmp_path / "before", info, made)
@@ -119,6 +125,24 @@ def test_shards_of_another_ratio_hold_the_same_texts_with_more_or_less_of_them_s
         assert all(s.unit_end_T is not None for s in spoken)
         assert again.info.made_by["ratio"] == ratio
         again.check(speech_fingerprint="speech", text_fingerprint=shards.text_fingerprint(tokenizer))
+
+
+def test_a_curriculum_trains_where_only_the_text_to_token_model_has_spoken(tmp_path):
+    texts, tokenizer, info = stories_to_read()
+    made = shards.interleaved_documents(texts, Reader(), tokenizer, 1, InterleaveConfig(), InterleaveStats())
+    shards.write(tmp_path / "interleaved", info, made)
+    shards.write(tmp_path / "text", info, shards.text_documents(texts, tokenizer))
+    recipe = interleaving.lm_recipe(tiny(tmp_path), Condition(without=RECORDED, patcher="curriculum"), seed=0)
+    folders = {source: tmp_path / source for source in recipe.weights}
+    trained = train_lm(recipe, folders, tokenizer, tmp_path / "lm", "run")
+    assert trained["lm.run.speech_tokens"] > 100
+    assert 2 < trained["lm.run.patch_size"] < 3  # words of three tokens, then patches of two
+
+    without_ends = [replace(s, unit_end_T=None) for s in ShardFolder(folders["interleaved"])[0].segments]
+    document = Document(id="no ends", segments=tuple(without_ends), source="interleaved")
+    shards.write(folders["interleaved"], info, [(document, "")])
+    with pytest.raises(ValueError, match="speech without unit_end_T"):  # so the ends above were read
+        train_lm(recipe, folders, tokenizer, tmp_path / "lm_2", "run")
 
 
 def write_details(evals: Path, run: str, **items: list[dict]) -> None:
@@ -173,7 +197,7 @@ def tiny(run_dir: Path) -> InterleavingConfig:
         run_dir=str(run_dir / "study"),
         story=story,
         seeds=(0,),
-        steps=3,
+        steps=6,
         num_stories=2,
         questions={
             "ratio": Question(conditions={"0.3": Condition(), "0.5": Condition(ratio=0.5)}, against="0.3"),
