@@ -17,7 +17,7 @@ from speechquilt.data.pack import PackConfig
 from speechquilt.data.parallel import ParallelSource, word_by_word, word_pieces
 from speechquilt.data.shards import ShardFolder
 from speechquilt.data.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
-from speechquilt.data.spoken import SpokenFolder, as_documents, open_shards
+from speechquilt.data.spoken import JoinConfig, SpokenFolder, as_documents, open_shards
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import folder as model_folder
@@ -43,7 +43,8 @@ BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-tex
 @dataclass(frozen=True, kw_only=True)
 class LMRecipe:
     """`model.vocab_size` is filled in from the shards. `weights`: share of tokens per source, missing sources left out.
-    `max_epochs`: how often a source may be gone through before it leaves the mixture (default: no bound).
+    `max_epochs`: how often a source may be gone through before it leaves the mixture (default: no bound). `join`: recordings
+    of one session that are interleaved as one document.
 
     `budget` "units" or "tokens": train for about `budget_amount` of them (base speech tokens, text and special tokens, over
     all ranks); the number of steps follows from the data and replaces `train.steps`. `speech_pieces`: read speech as that
@@ -61,6 +62,7 @@ class LMRecipe:
     speech_pieces: int | None = None
     warm_start: str = ""
     max_epochs: dict[str, float] = field(default_factory=dict)
+    join: JoinConfig = JoinConfig()
 
     def __post_init__(self) -> None:
         MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
@@ -213,7 +215,7 @@ def open_data(recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTok
     encode = word_by_word(text_tokenizer)
     pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None
     sources = {
-        s: as_documents(shard, encode, seed=recipe.train.seed, source=s, piece_lengths=pieces)
+        s: as_documents(shard, encode, seed=recipe.train.seed, source=s, piece_lengths=pieces, join=recipe.join)
         for s, shard in opened.items()
     }
     if recipe.speech_pieces is None:

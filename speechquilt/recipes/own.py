@@ -16,6 +16,7 @@ from speechquilt import audio, config
 from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
 from speechquilt.data.pack import PackConfig
 from speechquilt.data.shards import is_complete
+from speechquilt.data.spoken import JoinConfig
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
 from speechquilt.model import presets
 from speechquilt.model.latent import LatentLMConfig
@@ -62,7 +63,8 @@ class TextToTokenRun:
 class LMTraining:
     """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
     tokens per source (default: the story's, for the sources given), or `mixture`: a preset of `mixtures` instead of them;
-    `max_epochs`: source name -> how often it may be gone through; `tokenizer`: run folder of the speech tokenizer.
+    `max_epochs`: source name -> how often it may be gone through; `join_seconds` above 0 makes one document of neighbouring
+    recordings whose ids agree on the first group of `join_session`, up to that length (docs/how-to/mixtures.md); `tokenizer`: run folder of the speech tokenizer.
     `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
     that many BPE pieces. `preset` is a size of docs/presets.md, `text_path` the way of text in a latent model ("decoder" or
     "bypass"), `warm_start` a Hugging Face folder to start from. On many GPUs: docs/how-to/many-gpus.md.
@@ -79,6 +81,8 @@ class LMTraining:
     weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
     mixture: str = ""
     max_epochs: dict[str, float] = field(default_factory=dict)
+    join_seconds: float = 0.0
+    join_session: str = JoinConfig().session
     pack: PackConfig = defaults.PACK
     train: TrainConfig = defaults.PRETRAIN
     budget: Budget = "steps"
@@ -205,6 +209,7 @@ def run_lm(settings: LMTraining) -> None:
         patcher=settings.patcher,
         weights=weights_of(settings.mixture, settings.weights, settings.shards),
         max_epochs=settings.max_epochs,
+        join=JoinConfig(max_tokens=round(settings.join_seconds * tokenizer.frame_rate), session=settings.join_session),
         pack=settings.pack,
         train=settings.train,
         budget=settings.budget,
