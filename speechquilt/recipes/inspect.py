@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechquilt.data.interleave import split_words
-from speechquilt.data.parallel import SpokenText
+from speechquilt.data.parallel import SILENCE, SpokenText
 from speechquilt.data.shards import ShardFolder
 from speechquilt.data.speakable import language_of
 from speechquilt.data.spoken import SpokenFolder, open_shards
@@ -319,12 +319,17 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
         if segment.modality == "text":
             runs.append(Run(modality="text", text=own, num_tokens=len(segment.ids_T)))
         else:
-            words = item.words if isinstance(item, SpokenText) else _said(spoken, text, _num_words(segment))
+            words = _heard_words(item) if isinstance(item, SpokenText) else _said(spoken, text, _num_words(segment))
             units = units_of(segment, words)
             runs.append(
                 Run(modality="speech", text=spoken, num_tokens=len(segment.ids_T), units=units, heard=next(heard))
             )
     return Sample(id=document.id, source=document.source, text=text, runs=runs)
+
+
+def _heard_words(item: SpokenText) -> list[str]:
+    """The words that have tokens; a very short one may have none."""
+    return [item.words[k] for k in np.unique(item.word_T[item.word_T != SILENCE]).tolist()]
 
 
 def _said(written: str, text: str, num_words: int | None) -> list[str]:

@@ -119,9 +119,10 @@ def test_what_the_stage_counted_is_shown(small, capsys):
 
 
 def test_spoken_texts_are_shown_whole(tmp_path, capsys):
-    item = SpokenText(id="d", words=("cat", "sat"), ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 1, 1]))
+    words = ("cat", "a", "sat")  # the second has no token
+    item = SpokenText(id="d", words=words, ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 2, 2]))
     with SpokenWriter(tmp_path / "s", INFO) as writer:
-        writer.write(item, "cat sat")
+        writer.write(item, "cat a sat")
     main(["inspect", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")])
     assert "parallel: 1 documents, 0 text and 5 speech tokens" in capsys.readouterr().out
     assert page_words(tmp_path / "p.html") == ["cat", "sat"]
