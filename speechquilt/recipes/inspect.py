@@ -44,10 +44,10 @@ class Lengths:
     total: int = 0
     most: int = 0
 
-    def add(self, length: int) -> None:
-        step = 10 ** max(0, len(str(length)) - 3)
-        self.counts[length // step * step] += 1
-        self.total += length
+    def add(self, length: int, times: int = 1) -> None:
+        step = 1 if length < 1000 else 10 ** (len(str(length)) - 3)
+        self.counts[length // step * step] += times
+        self.total += length * times
         self.most = max(self.most, length)
 
     def summary(self) -> dict[str, float]:
@@ -109,9 +109,9 @@ class Statistics:
         ends = np.bincount(segment.unit_end_T, minlength=len(UnitEnd))
         self.ends += ends
         self.marked_tokens += len(segment.ids_T)
-        closed = np.flatnonzero(np.isin(segment.unit_end_T, (UnitEnd.WORD, UnitEnd.SILENCE)))
-        for length in np.diff(closed, prepend=-1).tolist():
-            self.units.add(length)
+        closed = np.flatnonzero((segment.unit_end_T == UnitEnd.WORD) | (segment.unit_end_T == UnitEnd.SILENCE)).tolist()
+        for length, times in Counter(end - before for before, end in zip([-1, *closed], closed)).items():
+            self.units.add(length, times)
         self.speech_run_words.add(int(ends[UnitEnd.WORD]))
         return int(ends[UnitEnd.WORD])
 
