@@ -1,12 +1,16 @@
 """Epochs of a training run: counted in metrics.jsonl, bounded, and an end that says what to do."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from speechquilt import cli
 from speechquilt.data.mixture import Exhausted
 from speechquilt.recipes.lm import train_lm
+from speechquilt.train import checkpoint
 from speechquilt.train.metrics import read_metrics
+from tests.contracts import tiny_tokenizer
 from tests.e2e.test_train_lm import RECIPE
 from tests.unit.test_budget import TOKENIZER, shards  # noqa: F401 (a fixture)
 
@@ -37,3 +41,19 @@ def test_a_run_whose_sources_have_all_left_ends_with_an_error(shards, tmp_path):
 def test_a_bound_on_nothing_is_refused():
     with pytest.raises(ValueError, match="did you mean speech"):
         replace(RECIPE, max_epochs={"speach": 1.0})
+
+
+def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_path, capsys):  # noqa: F811
+    replace(tiny_tokenizer.CONFIG, text_vocab_size=TOKENIZER.size).build(TOKENIZER).save(tmp_path / "tokenizer")
+    paths = json.dumps({name: str(shards[name]) for name in ("text", "parallel")})
+    small = ["pack.rows=2", "train.steps=3", "train.warmup_steps=1", "train.log_every=1", 'train.device="cpu"']
+    names = [f"shards={paths}", f"tokenizer={tmp_path / 'tokenizer'}", f"run_dir={tmp_path / 'run'}"]
+    options = ["mixture=lst_paper", 'max_epochs={"text": 2}', "join_seconds=60", r"join_session=(u)\d+"]
+    assert cli.main(["train", "lm", *names, *options, *small]) == 0, capsys.readouterr().err
+    assert "mixture  text 66.7%, parallel 33.3%" in capsys.readouterr().out
+    state = checkpoint.load_state(checkpoint.latest(tmp_path / "run"))["loader"]["mixture"]["made_for"]
+    assert state["max_epochs"] == {"text": 2}
+    assert state["documents"]["text"] == 300
+    assert 10 < state["documents"]["parallel"] < 200  # 300 recordings, joined
+    assert cli.main(["train", "lm", *names, "mixture=lst_papr"]) == 2
+    assert "did you mean lst_paper" in capsys.readouterr().err
