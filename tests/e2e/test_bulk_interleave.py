@@ -15,19 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speechquilt import cli
-from speechquilt.data import bulk, progress
-from speechquilt.data.corpus import TextDocument
-from speechquilt.data.interleave import InterleaveConfig, InterleaveStats, split_words
+from speechquilt.data import bulk, interleave, progress
+from speechquilt.data.interleave import InterleaveConfig, split_words
 from speechquilt.data.shards import ShardFolder, read_documents
+from speechquilt.evals.noise import NoiseMeter
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.recipes import interleave as recipe
-from speechquilt.recipes import shards as shard_recipes
 from speechquilt.text_to_token import model as models
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.text_to_token.model import TextToTokenConfig
-from speechquilt.types import Document
+from speechquilt.types import Document, SpokenSpan
 from tests.contracts import tiny_tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "mat", "where", "does", "anna", "live"]  # those that the tiny tokenizer knows
@@ -91,19 +92,20 @@ def plain(document: Document) -> tuple:
     return document.id, document.source, segments
 
 
-def test_documents_are_those_of_a_corpus_in_memory(corpus, speaker, tmp_path):
+def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
+    """The plain rule: plan a document, speak each span alone under its own seed, assemble."""
     recipe.interleave_corpus(str(corpus), tmp_path / "bulk", speaker, **KEYWORDS)
-    texts = [TextDocument(id="a.txt", text=prose(60, 0)), TextDocument(id="line5", text=prose(35, 5))]
-    texts += [TextDocument(id="d.parquet:1", text=prose(35, 9))]
-    loaded = models.load(speaker)
-    engine = EngineConfig().build(loaded.model, loaded.tokenizer)
-    expected = shard_recipes.interleaved_documents(
-        texts, engine, loaded.tokenizer, 2, InterleaveConfig(), InterleaveStats()
-    )
     found = {d.id: plain(d) for d in read_documents(tmp_path / "bulk")}
     assert len(found) == 2 * 10
-    for document, _ in expected:
-        assert found[document.id] == plain(document)
+    loaded = models.load(speaker)
+    engine = EngineConfig().build(loaded.model, loaded.tokenizer)
+    for id, text in {"a.txt": prose(60, 0), "line5": prose(35, 5), "d.parquet:1": prose(35, 9)}.items():
+        for number in (0, 1):
+            plan = interleave.plan(id, text, number, InterleaveConfig())
+            spans = [engine.generate([span], [plan.seed + i])[0] for i, span in enumerate(plan.spoken_spans)]
+            assert spans
+            expected = interleave.assemble(plan, spans, loaded.tokenizer.encode)
+            assert found[f"{id}/pass{number}"] == plain(expected)
 
 
 def test_two_workers_and_any_slices_give_the_same_documents(corpus, speaker, tmp_path):
@@ -195,6 +197,46 @@ def test_what_the_shards_say_of_themselves(corpus, speaker, ear, tmp_path, capsy
     assert shards.manifest["rejects"] == {"not JSON": 1, "empty text": 1}
     for part in ("rejected documents     2: 1 ", "noise, all", f"speechquilt inspect {out}"):
         assert part in told.out
+
+
+class Listener:
+    """A `noise.TokenReader` that hears nothing and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def read_back(self, tokens):
+        self.given += [int(ids_T[0]) for ids_T in tokens]
+        return [""] * len(tokens)
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_documents=st.integers(1, 30), share=st.sampled_from([0.0, 0.02, 0.3, 1.0]))
+def test_the_noise_sample_is_drawn_by_the_spans_alone(num_documents, share):
+    """The same spans whatever went before; at least a few; about the share that was asked for."""
+
+    def sample(skip: int) -> list[int]:
+        ear = Listener()
+        taken = recipe.NoiseSample(NoiseMeter(ear), share)
+        for number in range(skip, num_documents):
+            plan = interleave.plan(f"d{number}", prose(200, number), 0, InterleaveConfig())
+            ids = [np.array([1 + 1000 * number + k]) for k in range(len(plan.spans))]
+            good = [SpokenSpan(ids_T=ids_T, unit_end_T=ids_T, reject="") for ids_T in ids]
+            total[number] = len(good)
+            taken.add(plan, good)
+        counts = taken.counts()
+        assert sum(kind["spans"] for kind in counts.values()) == len(ear.given) - 1
+        return sorted(ear.given[1:])  # the first is the meter's own trial
+
+    total: dict[int, int] = {}
+    whole = sample(0)
+    assert sample(0) == whole
+    assert len(set(whole)) == len(whole) >= min(recipe.NOISE_AT_LEAST, sum(total.values()))
+    spread = 4 * (sum(total.values()) * share * (1 - share)) ** 0.5
+    assert abs(len(whole) - share * sum(total.values())) <= max(recipe.NOISE_AT_LEAST, spread)
+    rest = sample(num_documents // 2)
+    if len(rest) > recipe.NOISE_AT_LEAST:  # by their share, not as the least that is taken
+        assert set(rest) <= set(whole)
 
 
 def test_a_second_call_does_nothing_and_other_settings_are_refused(corpus, speaker, tmp_path, capsys):

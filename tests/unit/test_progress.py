@@ -27,7 +27,8 @@ def test_it_is_told_once_after_the_first_minute(clock, capsys):
         for now, items in ((30.0, 0.5), (59.0, 0.9), (61.0, 1.0), (200.0, 2.0)):
             clock[0] = now
             line.show(items, 100.0 * items)
-            assert capsys.readouterr().out.count("expected in all") == (now == 61.0)
+            out = capsys.readouterr().out
+            assert out.count("expected in all: 600 tokens") == out.count("expected") == (now == 61.0)  # six are left
     assert line.bar.n == 6  # 4 of an earlier run
 
 
