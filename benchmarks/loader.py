@@ -1,6 +1,6 @@
 """The data path of pre-training, from shards on disk to packed, patched batches, against plain Python loops of the same rules.
 
-    python -m benchmarks.loader [--rows 16] [--batches 6] [--rounds 3] [--profile]
+    python -m benchmarks.loader [--rows 16] [--batches 6] [--rounds 3] [--cases static curriculum parallel] [--profile]
 
 The mixture has text (600-2000 tokens a document), interleaved documents (the same, 20 or so spans) and, in the case
 "parallel", recordings that are cut into blocks at load time. Rows are the LST paper's: 4,096 units or 8,192 tokens. The
