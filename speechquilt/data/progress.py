@@ -44,7 +44,7 @@ class Progress:
         seconds = max(1e-3, now - self.begin)
         self.bar.set_postfix_str(f"{amount / seconds:.3g} {self.unit} per s", refresh=False)
         self.bar.update(round(self.before + items, 2) - self.bar.n)
-        if items > 0 and now >= self.forecast_at:
+        if 0 < items < self.total - self.before and now >= self.forecast_at:
             self.forecast_at = float("inf")  # once is enough; the line itself goes on
             self.bar.write(forecast(items, amount, seconds, self.total - self.before, self.unit))
 

@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -106,7 +106,9 @@ class InterleaveTask:
 
     def __call__(self, items: Sequence[BulkItem], out: TaskWriter) -> None:
         retries = self.engine.stats.retries
-        tally = _Tally(noise=NoiseSample(NoiseMeter(self.ear), self.work.noise_sample) if self.ear else None)
+        tally = _Tally()
+        if self.ear:
+            tally.noise = NoiseSample(NoiseMeter(self.ear), self.work.noise_sample, self.engine.tokenizer.encode)
         for item in items:
             told = 0.0
             for batch in self._batches(self._plans(item, out)):
@@ -150,21 +152,21 @@ class InterleaveTask:
 
 
 class NoiseSample:
-    """A seeded `share` of the good spans of one task for `meter`, and at least `NOISE_AT_LEAST` of them.
+    """A seeded `share` of the spans of one task that become speech for `meter`, and at least `NOISE_AT_LEAST` of them.
 
     A span is drawn by its document, pass and place alone, so a task that is done again reads the same spans.
     """
 
-    def __init__(self, meter: NoiseMeter, share: float) -> None:
-        self.meter, self.share = meter, share
+    def __init__(self, meter: NoiseMeter, share: float, text_encode: Callable[[str], Sequence[int]]) -> None:
+        self.meter, self.share, self.text_encode = meter, share, text_encode
         self.num_taken = 0
         self._order = count()
         self._spare: list[tuple[float, int, tuple[str, str, np.ndarray]]] = []  # heap, the largest draw first
 
     def add(self, plan: InterleavePlan, spans: Sequence[SpokenSpan]) -> None:
         for k, (written, spoken, span) in enumerate(zip(plan.spans, plan.spoken_spans, spans)):
-            if span.reject:
-                continue
+            if interleave.reject_reason(span, len(self.text_encode(spoken))):
+                continue  # `assemble` leaves it as text, so its noise is nobody's
             draw = np.random.default_rng([plan.seed, k]).random()
             if draw < self.share:
                 self._take(written, spoken, span.ids_T)

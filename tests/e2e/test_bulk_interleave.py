@@ -217,13 +217,16 @@ def test_the_noise_sample_is_drawn_by_the_spans_alone(num_documents, share):
 
     def sample(skip: int) -> list[int]:
         ear = Listener()
-        taken = recipe.NoiseSample(NoiseMeter(ear), share)
+        taken = recipe.NoiseSample(NoiseMeter(ear), share, tiny_tokenizer.TEXT.encode)
         for number in range(skip, num_documents):
             plan = interleave.plan(f"d{number}", prose(200, number), 0, InterleaveConfig())
-            ids = [np.array([1 + 1000 * number + k]) for k in range(len(plan.spans))]
-            good = [SpokenSpan(ids_T=ids_T, unit_end_T=ids_T, reject="") for ids_T in ids]
+            lengths = [2 * len(tiny_tokenizer.TEXT.encode(span)) for span in plan.spoken_spans]
+            ids = [np.full(length, 1 + 1000 * number + k) for k, length in enumerate(lengths)]
+            good = [SpokenSpan(ids_T=ids_T, unit_end_T=ids_T) for ids_T in ids]
+            bad = [SpokenSpan(ids_T=ids_T[:0], unit_end_T=ids_T[:0]) for ids_T in ids]
             total[number] = len(good)
             taken.add(plan, good)
+            taken.add(plan, bad)  # no speech: they stay text and are not read
         counts = taken.counts()
         assert sum(kind["spans"] for kind in counts.values()) == len(ear.given) - 1
         return sorted(ear.given[1:])  # the first is the meter's own trial
