@@ -159,7 +159,7 @@ class SpeechTokenizer(TokenEncoder):
         """Speech tokens -> text by an ASR head (default: the config's `read_back_head`). An empty sequence reads ""."""
         texts: list[str] = []
         for first in range(0, len(tokens), READ_BACK_ROWS):
-            rows = [torch.as_tensor(np.asarray(t), dtype=torch.long) for t in tokens[first : first + READ_BACK_ROWS]]
+            rows = [torch.tensor(np.asarray(t), dtype=torch.long) for t in tokens[first : first + READ_BACK_ROWS]]
             num_tokens_B = torch.tensor([len(r) for r in rows]).to(self.device)
             if not int(num_tokens_B.max()):
                 texts += [""] * len(rows)
