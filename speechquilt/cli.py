@@ -159,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     interleave.add_argument("--passes", type=int, default=1, help="times through the corpus, other spans each time")
     interleave.add_argument("--ratio", type=float, default=0.3, help="share of words that become speech (default 0.3)")
     interleave.add_argument("--seed", type=int, default=0)
+    languages_help = "what the text-to-token model speaks; words in other scripts stay text (default en,zh)"
+    interleave.add_argument("--languages", default="en,zh", help=languages_help)
     interleave.add_argument("--text-column", default="text", help="key or column that holds the text (default text)")
     interleave.add_argument("--max-words", type=int, default=2000, help="longer documents are cut (default 2000)")
     interleave.add_argument("--slice-mib", type=float, default=4.0, help="text in one slice of the corpus (default 4)")
@@ -316,6 +318,7 @@ def _interleave(arguments: argparse.Namespace) -> None:
         passes=arguments.passes,
         ratio=arguments.ratio,
         seed=arguments.seed,
+        languages=arguments.languages.split(","),
         text_column=arguments.text_column,
         max_words=arguments.max_words,
         slice_bytes=round(arguments.slice_mib * 2**20),

@@ -6,6 +6,7 @@ Trap: a document without an id of its own is named by its place in its file (byt
 however the files are sliced, but not after a file has changed.
 """
 
+import codecs
 import gzip
 import importlib
 import io
@@ -29,6 +30,8 @@ MAX_WORDS = 2000  # about 5,000 tokens once a third of them is speech: a part fi
 HUB = "hub:"
 _LINES, _PACKED_LINES = (".jsonl",), (".jsonl.gz", ".jsonl.zst")
 _SUFFIXES = (*sorted(TEXT_SUFFIXES), *_LINES, *_PACKED_LINES, ".parquet", ".arrow")
+_BARE = re.compile(r"[^.]+(?:-\d+(?:\.\d+)+)?")  # LICENSE, GPL-3, Apache-2.0: a version is no suffix
+_HEAD_BYTES = 2**16  # of a file without a suffix, by which it is judged to be text
 _ROWS = 256  # rows of a Parquet file in memory at once
 _PARAGRAPH, _LINE = re.compile(r"\s*\n[ \t\r]*\n"), re.compile(r"\s*\n")
 
@@ -208,7 +211,7 @@ class TextCorpus:
 def open_corpus(source: str) -> TextCorpus:
     """`source`: a folder, searched at any depth, or one file: text (a document each), `.jsonl`, also `.gz` and `.zst`,
     `.parquet`, `.arrow` (what `datasets.save_to_disk` makes); or `hub:NAME` or `hub:NAME:CONFIG`, the train split of a data
-    set of the Hugging Face hub. Raises FileNotFoundError or ValueError when there is nothing to read.
+    set of the Hugging Face hub. In a folder, files without a suffix are text when they begin like it. Raises FileNotFoundError or ValueError when there is nothing to read.
     """
     if source.startswith(HUB):
         files = _hub_files(source)
@@ -218,9 +221,11 @@ def open_corpus(source: str) -> TextCorpus:
         return TextCorpus(root=path.parent, files=(path,))
     if not path.is_dir():
         raise FileNotFoundError(f"{source} does not exist; give a text file, a folder of them or {HUB}NAME")
-    files = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file() and _is_listed(p))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and _is_read(p, path))
     if not files:
-        raise ValueError(f"{source} holds no text; files that end in {', '.join(_SUFFIXES)} are read")
+        raise ValueError(
+            f"{source} holds no text; files that end in {', '.join(_SUFFIXES)} are read, and text without a suffix"
+        )
     return TextCorpus(root=path, files=tuple(files))
 
 
@@ -270,6 +275,25 @@ class _SmallFiles:
         if self.paths:
             yield {"kind": "texts", "paths": self.paths}
         self.paths, self.size = [], 0
+
+
+def _is_read(path: Path, root: Path) -> bool:
+    """Whether a file of the folder `root` is part of the corpus."""
+    if path.name.endswith(_SUFFIXES):
+        return _is_listed(path)
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)  # .git is full of small texts
+    return not hidden and _BARE.fullmatch(path.name) is not None and _begins_as_text(path)
+
+
+def _begins_as_text(path: Path) -> bool:
+    """UTF-8 without NUL bytes, as far as the head tells; the reader rejects what is broken behind it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
+    except (UnicodeDecodeError, PermissionError):
+        return False
+    return bool(head) and b"\0" not in head
 
 
 def _is_listed(path: Path) -> bool:

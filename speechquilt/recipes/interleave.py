@@ -206,6 +206,7 @@ def interleave_corpus(
     passes: int = 1,
     ratio: float = 0.3,
     seed: int = 0,
+    languages: Sequence[str] = InterleaveConfig.languages,
     text_column: str = "text",
     max_words: int = text_files.MAX_WORDS,
     slice_bytes: int = text_files.SLICE_BYTES,
@@ -222,7 +223,7 @@ def interleave_corpus(
 ) -> None:
     """All of `source` (see `text_files.open_corpus`) `passes` times, with other spans each time, into shards in `output`.
 
-    `rows`: spans that are spoken at once (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
+    `languages`: what the text-to-token model speaks; words in other scripts stay text. `rows`: spans that are spoken at once (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
     workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
     the text-to-token model speaks for.
     """
@@ -233,7 +234,7 @@ def interleave_corpus(
     _check_tokenizer(tokenizer, loaded)
     work = InterleaveWork(
         reader=TextReader(root=str(corpus.root), text_column=text_column, max_words=max_words),
-        rule=InterleaveConfig(ratio=ratio, seed=seed),
+        rule=InterleaveConfig(ratio=ratio, seed=seed, languages=tuple(languages)),
         text_to_token=str(text_to_token.resolve()),
         device=device,
         dtype=dtype,
