@@ -89,11 +89,13 @@ class AlignedFolder(ItemFolder[AlignedRecording]):
 
 def write_metadata(folder: Path, root: Path, recordings: Sequence[AlignedRecording] | AlignedFolder) -> None:
     """`folder`/metadata.jsonl, whole or not at all: a row per recording, its audio found from there through `root`."""
+    from_folder = os.path.relpath(
+        root.resolve(), folder.resolve()
+    )  # ".." leads out of a link's target, not of the link
     temporary = folder / f"{METADATA}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         for number in range(len(recordings)):
-            row = _row(recordings[number], os.path.relpath(root, folder))
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(_row(recordings[number], from_folder), ensure_ascii=False) + "\n")
     temporary.replace(folder / METADATA)
 
 

@@ -69,16 +69,15 @@ def read_texts(path: Path) -> Iterator[TextDocument | Reject]:
 def metadata_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """What a folder says of each recording before any is decoded: `file_name`, `text`, and whatever else its table has."""
     if (folder / "metadata.jsonl").is_file():
-        for line in (folder / "metadata.jsonl").read_text().splitlines():
-            if line.strip():
-                yield json.loads(line)
+        with (folder / "metadata.jsonl").open(encoding="utf-8") as file:  # str.splitlines would cut inside texts
+            yield from (json.loads(line) for line in file if line.strip())
     elif (folder / "metadata.csv").is_file():
-        with (folder / "metadata.csv").open(newline="") as file:
+        with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(file)
     else:
         for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES):
             transcript = path.with_suffix(".txt")
-            text = transcript.read_text(errors="replace").strip() if transcript.is_file() else None
+            text = transcript.read_text(encoding="utf-8", errors="replace").strip() if transcript.is_file() else None
             yield {"file_name": str(path.relative_to(folder)), "text": text}
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechquilt import audio
 from speechquilt.data.aligned import AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
 from speechquilt.data.audio_files import list_audio, words_of
+from speechquilt.data.corpus import read_utterances
 from speechquilt.data.shards import ShardInfo
 from speechquilt.recipes.aligner import LONGEST_S, fitting_window, with_fitting_window
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTCConfig
@@ -56,6 +58,30 @@ def test_readers_find_the_audio_and_the_words_from_anywhere(written: list[Aligne
                 times = [(w.start_s, w.end_s) for w in found]
                 np.testing.assert_allclose(times, [(w.start_s, w.end_s) for w in recording.words], atol=1e-4)
             assert [w.score for w in row.words] == pytest.approx([w.score for w in recording.words], abs=1e-4)
+
+
+def test_the_audio_is_found_when_folders_are_links(tmp_path: Path) -> None:
+    """Both are links to places at other depths; "a/../.." from a link does not lead where its name says."""
+    (tmp_path / "disk/one/two/corpus").mkdir(parents=True)
+    (tmp_path / "disk/out").mkdir()
+    root, folder = tmp_path / "corpus", tmp_path / "out"
+    root.symlink_to(tmp_path / "disk/one/two/corpus")
+    folder.symlink_to(tmp_path / "disk/out")
+    (root / "a.wav").write_bytes(b"found")
+    write_metadata(folder, root, [AlignedRecording(id="a", path="a.wav", text="", duration_s=1.0, words=())])
+    (item,) = list_audio(folder)
+    assert (folder / item["path"]).read_bytes() == b"found"
+
+
+def test_any_character_of_a_text_comes_back(tmp_path: Path) -> None:
+    """Some end a line for `str.splitlines`, and none of them ends a line of JSONL."""
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\nend"
+    samples_S = np.full(160, 0.1, np.float32)
+    audio.save(tmp_path / "a.wav", Waveform(samples_S=samples_S, sample_rate=16000))
+    write_metadata(tmp_path, tmp_path, [AlignedRecording(id="a", path="a.wav", text=text, duration_s=1.0, words=())])
+    (item,), (utterance,) = list_audio(tmp_path), read_utterances(tmp_path)
+    assert isinstance(utterance, Utterance)
+    assert item["text"] == utterance.text == text
 
 
 @given(seconds=st.lists(st.floats(0.01, 60), min_size=1, max_size=40))
