@@ -20,6 +20,7 @@ from speechquilt.data.audio_files import BrokenAudio, Piece
 from speechquilt.data.bulk import BulkItem, Output, TaskWriter
 from speechquilt.data.corpus import Reject
 from speechquilt.data.shards import ShardInfo
+from speechquilt.recipes import jobs
 from speechquilt.recipes.aligner import AlignerRecipe, align_utterances, load_aligner, train_aligner
 from speechquilt.recipes.corpus import Corpus
 from speechquilt.recipes.tokenize import device_of, num_workers
@@ -141,11 +142,8 @@ def align(
     settings = {"command": "align", "max_seconds": str(max_seconds)}
     outputs = {OUTPUT: Output(writer=AlignedWriter, info=info)}
     job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_task)
-    if bulk.counts_of(output):
-        print(f"[{output}] complete, skipped")
-    else:
-        bulk.run_local(job, workers or num_workers(device))
-    counts = bulk.merge(job, max_reject_ratio)
+    counts = jobs.run(job, "local", workers, (), max_reject_ratio, num_workers(device))
+    assert counts is not None  # only a queue leaves them open
     write_metadata(output, root, AlignedFolder(output / OUTPUT))
     print("\n".join(f"{name:<10} {n}" for name, n in counts.items()))
     print(f"\nmade     {output / METADATA}\nnext     speechquilt tokenize {output} SHARDS --tokenizer RUN_OR_FOLDER")
@@ -178,7 +176,8 @@ def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[st
 
 def with_words(corpus: Corpus, folder: Path) -> Corpus:
     """The corpus with the word times of `align_corpus`; what could not be aligned joins its rejects."""
-    rows = [json.loads(line) for line in (folder / WORDS_FILE).read_text(encoding="utf-8").splitlines()]
+    with (folder / WORDS_FILE).open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     words = {row["id"]: tuple(AlignedWord(**word) for word in row["words"]) for row in rows if "words" in row}
 
     def aligned(utterances: Sequence[Utterance]) -> list[Utterance]:

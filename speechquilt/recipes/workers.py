@@ -7,12 +7,13 @@ Trap: a worker must not outlive its parent, or two processes would write one run
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+
+from speechquilt.data.bulk import end_with_parent
 
 
 def num_workers(num_jobs: int) -> int:
@@ -36,11 +37,4 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
 
 def _begin() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a spawned process has one
-    parent.join()
-    os._exit(1)
+    end_with_parent()
