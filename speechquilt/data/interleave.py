@@ -115,7 +115,8 @@ def split_words(text: str) -> list[str]:
 
     A Han or kana character is a word of its own. White space alone gives no word.
     """
-    matches = [m.span() for m in _WORD.finditer(text)]
+    # Without the white space at its end, which the pattern would try again from every place in it.
+    matches = [m.span() for m in _WORD.finditer(text.rstrip())]
     if not matches:
         return []
     starts = [0] + [start for start, _ in matches[1:]]

@@ -127,20 +127,22 @@ def scripts_of(language: str) -> tuple[str, ...]:
     return _SCRIPTS[language]
 
 
-@functools.lru_cache(maxsize=1 << 17)
 def _word_reason(word: str, languages: tuple[str, ...]) -> int:
     """What is wrong with a word, seen alone, as an index into `REASONS`."""
-    scripts = {script for language in languages for script in scripts_of(language)}
-    if len(word) > LONG_WORD:
+    if len(word) > LONG_WORD:  # no two are the same: kept, they would only fill the memory
         return _CODE_OF["url" if "://" in word else "hash"]
+    return _short_word_reason(word, languages)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _short_word_reason(word: str, languages: tuple[str, ...]) -> int:
+    scripts = {script for language in languages for script in scripts_of(language)}
     if _PLAIN.fullmatch(word):
         return 0 if "LATIN" in scripts else _CODE_OF["script"]
+    if word == "&":
+        return 0
     if not any(letter.isalnum() for letter in word):
-        return (
-            0
-            if word == "&"
-            else _CODE_OF["formula" if word in _RELATIONS else "code" if _OPERATOR.fullmatch(word) else "sign"]
-        )
+        return _CODE_OF["formula" if word in _RELATIONS else "code" if _OPERATOR.fullmatch(word) else "sign"]
     core = word.strip(_AROUND)
     if _ANY_WORD_RULE.search(core) or _ANY_WORD_RULE.search(word):
         return next(code for code, rule in _WORD_PATTERNS if rule.search(core) or rule.search(word))

@@ -102,6 +102,13 @@ def test_words_of_scripts_with_and_without_spaces():
     assert split_words(" \n ") == []
 
 
+def test_white_space_at_the_end_is_walked_over_once():
+    """Tried from every place in it, this much would take hours."""
+    space = " \n" * 300_000
+    assert split_words(f"one two{space}") == ["one", f" two{space}"]
+    assert split_words(space) == []
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     text=st.lists(st.sampled_from(["a", "bb", "世", "é.", " ", "\n\n", "\t"]), max_size=80).map("".join),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.data.interleave import split_words
-from speechquilt.data.speakable import REASONS, language_of, unspeakable_words
+from speechquilt.data.speakable import REASONS, _short_word_reason, language_of, unspeakable_words
 from speechquilt.data.verbalise import needs_verbalising, verbalise
 
 # Written and spoken, as the grammars give it. Not all of it is what a careful reader would say: see the last rows.
@@ -252,3 +252,10 @@ def test_monsters_are_judged_too(monster, reason):
     found = unspeakable_words(words)
     assert len(found) == len(words)
     assert found[2] == reason
+
+
+def test_long_words_are_not_kept_in_memory():
+    """Base64 by the megabyte, no two alike, in the cache of words would be a corpus in memory."""
+    _short_word_reason.cache_clear()
+    assert set(unspeakable_words([f"{i}{'A' * 1000}" for i in range(100)])) == {"hash"}
+    assert _short_word_reason.cache_info().currsize == 0
