@@ -52,7 +52,10 @@ def rate_svg(points: Sequence[RatePoint]) -> str:
     for point in points:
         x, y = at(point)
         out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{POINT}"/>')
-        out.append(f'<text x="{x:.1f}" y="{y - 10:.1f}" text-anchor="middle">{point.frame_rate:g} Hz</text>')
+        out.append(
+            f'<text x="{x:.1f}" y="{y - 10:.1f}" text-anchor="middle" stroke="#fff" stroke-width="5" paint-order="stroke">'
+            f"{point.frame_rate:g} Hz, {100 * point.wer:.1f} %</text>"
+        )
         out.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{point.bit_rate:.0f}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     out.append(f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">bits per second</text>')
