@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechquilt.data.corpus import TEXT_SUFFIXES, Reject, TextDocument
+from speechquilt.data.corpus import Reject, TextDocument
 from speechquilt.data.interleave import split_words
 
 SLICE_BYTES = 4 * 2**20
 MAX_WORDS = 2000  # about 5,000 tokens once a third of them is speech: a part fits into the papers' 8,192
 HUB = "hub:"
-_LINES, _PACKED_LINES = (".jsonl",), (".jsonl.gz", ".jsonl.zst")
-_SUFFIXES = (*sorted(TEXT_SUFFIXES), *_LINES, *_PACKED_LINES, ".parquet", ".arrow")
+_TEXTS, _LINES, _PACKED_LINES = (".md", ".rst", ".txt"), (".jsonl",), (".jsonl.gz", ".jsonl.zst")
+_SUFFIXES = (*_TEXTS, *_LINES, *_PACKED_LINES, ".parquet", ".arrow")
 _BARE = re.compile(r"[^.]+(?:-\d+(?:\.\d+)+)?")  # LICENSE, GPL-3, Apache-2.0: a version is no suffix
 _HEAD_BYTES = 2**16  # of a file without a suffix, by which it is judged to be text
 _ROWS = 256  # rows of a Parquet file in memory at once
@@ -71,7 +72,7 @@ class TextReader:
         for number, name in enumerate(piece["paths"], 1):
             data = self._path(name).read_bytes()
             try:
-                found = _document(name, data.decode("utf-8-sig"))
+                found = _document(name, None, data.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 found = Reject(id=name, reason="not UTF-8")
             yield Read(found, number / len(piece["paths"]))
@@ -116,7 +117,7 @@ class TextReader:
             return Reject(id=id, reason="not JSON")
         if not isinstance(row, dict) or self.text_column not in row:
             return Reject(id=id, reason=f"no `{self.text_column}`")
-        return _document(id if row.get("id") is None else str(row["id"]), row[self.text_column])
+        return _document(id, row.get("id"), row[self.text_column])
 
     def _parquet(self, piece: Slice) -> Iterator[Read]:
         try:
@@ -158,7 +159,7 @@ class TextReader:
             text = rows.column(self.text_column)[k].as_py()
         except UnicodeDecodeError:
             return Reject(id=name, reason="not UTF-8")
-        return _document(name if id is None else str(id), text)
+        return _document(name, id, text)
 
     def _columns(self, schema: pa.Schema) -> list[str]:
         return [name for name in dict.fromkeys([self.text_column, "id"]) if name in schema.names]
@@ -211,7 +212,8 @@ class TextCorpus:
 def open_corpus(source: str) -> TextCorpus:
     """`source`: a folder, searched at any depth, or one file: text (a document each), `.jsonl`, also `.gz` and `.zst`,
     `.parquet`, `.arrow` (what `datasets.save_to_disk` makes); or `hub:NAME` or `hub:NAME:CONFIG`, the train split of a data
-    set of the Hugging Face hub. In a folder, files without a suffix are text when they begin like it. Raises FileNotFoundError or ValueError when there is nothing to read.
+    set of the Hugging Face hub. In a folder, files without a suffix are text when they begin like it. Raises
+    FileNotFoundError or ValueError when there is nothing to read.
     """
     if source.startswith(HUB):
         files = _hub_files(source)
@@ -227,6 +229,13 @@ def open_corpus(source: str) -> TextCorpus:
             f"{source} holds no text; files that end in {', '.join(_SUFFIXES)} are read, and text without a suffix"
         )
     return TextCorpus(root=path, files=tuple(files))
+
+
+def read_texts(source: str) -> Iterator[TextDocument | Reject]:
+    """All of a corpus in order, documents whole, for a story that keeps it in memory. Raises what `open_corpus` does."""
+    corpus = open_corpus(source)
+    reader = TextReader(root=str(corpus.root), max_words=sys.maxsize)
+    return (read.found for piece in corpus.slices() for read in reader.read(piece))
 
 
 def parts(document: TextDocument, max_words: int) -> Iterator[TextDocument]:
@@ -423,9 +432,11 @@ def _damaged(id: str) -> Reject:
     return Reject(id=id, reason="damaged file")
 
 
-def _document(id: str, text: Any) -> TextDocument | Reject:
+def _document(place: str, id: Any, text: Any) -> TextDocument | Reject:
+    """`id`: the document's own name; when it has none (None or "") it is named by its `place`."""
+    id = place if id in (None, "") else str(id)
     if text is None:
-        return Reject(id=id, reason="empty text")
+        return Reject(id=_storable(id), reason="empty text")
     if not isinstance(text, str):
         return Reject(id=_storable(id), reason="the text is not a string")
     if not text.strip():

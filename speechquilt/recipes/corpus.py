@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from speechquilt import audio
-from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
+from speechquilt.data.corpus import Reject, TextDocument, read_utterances
 from speechquilt.data.micro_world import MicroWorld
+from speechquilt.data.text_files import read_texts
 from speechquilt.tts import EspeakTTS
 from speechquilt.types import Utterance
 
@@ -113,7 +114,7 @@ def folder_corpus(speech: Path, text: Path | None, *, max_reject_ratio: float = 
     train = [u for i, u in enumerate(utterances) if i % max(2, min(HELD_OUT_EVERY, len(utterances)))]
     texts = [TextDocument(id=u.id, text=u.text) for u in train]
     if text is not None:
-        documents = list(read_texts(text))
+        documents = list(read_texts(str(text)))
         rejects += [item for item in documents if isinstance(item, Reject)]
         texts = [item for item in documents if isinstance(item, TextDocument)]
         num_read += len(documents)

@@ -3,12 +3,10 @@
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from speechquilt import audio
-from speechquilt.data.corpus import Reject, TextDocument, read_texts, read_utterances
+from speechquilt.data.corpus import Reject, read_utterances
 from speechquilt.recipes.corpus import folder_corpus, join
 from speechquilt.types import Utterance, Waveform
 
@@ -60,25 +58,9 @@ def test_metadata_as_in_audiofolder(tmp_path, layout):
     assert [w.text for w in utterance.alignment] == (["hello", "you"] if layout == "jsonl" else [])
 
 
-def test_texts_of_every_kind(tmp_path):
-    (tmp_path / "a.txt").write_text("plain  text\n")
-    (tmp_path / "b.md").write_text("   ")
-    (tmp_path / "c.jsonl").write_text('{"id": 7, "text": "seven"}\n{"txt": "no"}\nnot json\n')
-    pq.write_table(pa.table({"text": ["one", None], "url": ["u", "v"]}), tmp_path / "d.parquet")
-    read = list(read_texts(tmp_path))
-    assert {t.id: t.text for t in read if isinstance(t, TextDocument)} == {
-        "a.txt": "plain  text\n",  # byte for byte
-        "7": "seven",
-        "d.parquet:0": "one",
-    }
-    assert [r.id for r in read if isinstance(r, Reject)] == ["b.md", "c.jsonl:1", "c.jsonl:2", "d.parquet:1"]
-
-
 def test_folders_that_hold_nothing_say_so(tmp_path):
     with pytest.raises(ValueError, match="holds no audio"):
         list(read_utterances(tmp_path))
-    with pytest.raises(ValueError, match="holds no text"):
-        list(read_texts(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         list(read_utterances(tmp_path / "nowhere"))
 
@@ -89,6 +71,16 @@ def test_too_many_rejects_stop_a_story(speech_folder):
     corpus = folder_corpus(speech_folder, None, max_reject_ratio=0.9)
     assert len(corpus.sentences) + len(corpus.held_out) == 3
     assert {u.id for u in corpus.sentences}.isdisjoint(u.id for u in corpus.held_out)
+
+
+def test_texts_of_a_story_stand_in_place_of_the_transcripts(speech_folder, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("plain  text\n")
+    (tmp_path / "texts" / "b.jsonl").write_text('{"id": 7, "text": "seven"}\nnot json\n')
+    corpus = folder_corpus(speech_folder, tmp_path / "texts", max_reject_ratio=0.9)
+    assert {t.id: t.text for t in corpus.texts} == {"a.txt": "plain  text\n", "7": "seven"}  # byte for byte
+    assert corpus.to_interleave == corpus.texts
+    assert [r.reason for r in corpus.rejects][-1] == "not JSON"
 
 
 def test_join_keeps_every_sentence_once_and_in_order():

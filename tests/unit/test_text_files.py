@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from speechquilt.data.corpus import Reject, TextDocument
 from speechquilt.data.interleave import split_words
-from speechquilt.data.text_files import TextReader, open_corpus, parts
+from speechquilt.data.text_files import TextReader, open_corpus, parts, read_texts
 
 
 def read(source: Path | str, *, slice_bytes: int = 2**20, **keywords) -> list[TextDocument | Reject]:
@@ -147,6 +147,21 @@ def test_a_data_set_by_its_name(tmp_path, monkeypatch):
     assert not any(str(tmp_path) in id for id in found)  # the same ids on every machine
 
 
+def test_documents_without_a_name_are_named_by_their_place(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "one"}\n{"id": "", "text": "two"}\n{"id": 0, "text": "three"}\n')
+    pq.write_table(pa.table({"text": ["four", "five"], "id": ["", None]}), tmp_path / "y.parquet")
+    assert list(texts(read(tmp_path))) == ["x.jsonl@0", "x.jsonl@16", "0", "y.parquet:0", "y.parquet:1"]
+
+
+def test_a_whole_corpus_in_order_and_in_one_piece(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 5000)
+    (tmp_path / "b.md").write_text("   ")
+    (tmp_path / "c.jsonl").write_text('{"id": 7, "text": "seven"}\nnot json\n')
+    found = list(read_texts(str(tmp_path)))
+    assert texts(found) == {"a.txt": "word " * 5000, "7": "seven"}
+    assert reasons(found) == {"b.md": "empty text", "c.jsonl@27": "not JSON"}
+
+
 BROKEN_LINES = [
     (b'{"text": "good"}', None),
     (b"{not json}", "not JSON"),
@@ -157,6 +172,7 @@ BROKEN_LINES = [
     (b'{"text": " \\n "}', "empty text"),
     (b'{"text": "caf\xe9"}', "not UTF-8"),
     (b'{"text": "half \\ud83d"}', "not UTF-8"),
+    (b'{"text": null, "id": "half \\ud83d"}', "empty text"),
     (b"[" * 100_000, "not JSON"),
     (b'{"text": ' + b"9" * 5000 + b"}", "not JSON"),
 ]
@@ -166,7 +182,7 @@ def test_broken_lines_are_counted_and_the_others_read(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(line for line, _ in BROKEN_LINES))
     found = read(tmp_path, slice_bytes=50)
     assert [r.reason if isinstance(r, Reject) else None for r in found] == [reason for _, reason in BROKEN_LINES]
-    assert len({r.id for r in found}) == len(BROKEN_LINES)
+    assert len({r.id.encode() for r in found}) == len(BROKEN_LINES)  # and each can be written to a file
 
 
 def test_texts_that_are_no_text(tmp_path):
