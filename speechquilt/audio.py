@@ -7,8 +7,10 @@ model on them cannot stream. `LogMel(mode="stream")` has neither; the two modes 
 Axis letters: B rows, S samples, F frames (10 ms), M mel bins.
 """
 
+import importlib
 import io
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ def load(path: str | Path) -> Waveform:
 
     Raises FileNotFoundError, or ValueError when the file is not audio.
     """
-    soundfile = _import("soundfile")
+    soundfile = package("soundfile")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} is missing; check the path and the folder it is relative to")
@@ -49,7 +51,7 @@ def load(path: str | Path) -> Waveform:
 
 def save(path: str | Path, wav: Waveform) -> None:
     """Write 16-bit audio; the suffix of `path` is the format (.wav, .flac, .ogg). Raises OSError when it cannot."""
-    soundfile = _import("soundfile")
+    soundfile = package("soundfile")
     try:
         soundfile.write(str(path), wav.samples_S, wav.sample_rate)
     except (soundfile.LibsndfileError, TypeError) as error:
@@ -61,7 +63,7 @@ def save(path: str | Path, wav: Waveform) -> None:
 def to_wav_bytes(wav: Waveform) -> bytes:
     """The content of a 16-bit WAV file, for a page that must not need other files."""
     buffer = io.BytesIO()
-    _import("soundfile").write(buffer, wav.samples_S, wav.sample_rate, format="WAV")
+    package("soundfile").write(buffer, wav.samples_S, wav.sample_rate, format="WAV")
     return buffer.getvalue()
 
 
@@ -86,7 +88,7 @@ def resample(wav: Waveform, sample_rate: int) -> Waveform:
         raise ValueError(f"sample_rate={sample_rate} must be positive, in Hz")
     if wav.sample_rate == sample_rate:
         return wav
-    samples_S = _import("soxr").resample(wav.samples_S, wav.sample_rate, sample_rate).astype(np.float32, copy=False)
+    samples_S = package("soxr").resample(wav.samples_S, wav.sample_rate, sample_rate).astype(np.float32, copy=False)
     return Waveform(samples_S=samples_S, sample_rate=sample_rate)
 
 
@@ -177,10 +179,8 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
 
 
-def _import(name: str):
-    """An audio package that a training run does not need, or an error that says how to get it."""
-    import importlib
-
+def package(name: str) -> ModuleType:
+    """soundfile or soxr, which a training run does not need. Raises ImportError saying how to get it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -7,7 +7,6 @@ to be broken after some of its pieces were given out; its `End` says so, and its
 """
 
 import csv
-import importlib
 import json
 import os
 import queue
@@ -20,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from speechquilt import audio
 from speechquilt.data.bulk import BulkItem
 from speechquilt.types import AlignedWord
 
@@ -224,7 +224,7 @@ def _walk(folder: Path) -> Iterator[BulkItem]:
 
 
 def _table(path: Path) -> Iterator[BulkItem]:
-    rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
+    rows = {".jsonl": jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
     for number, row in enumerate(rows(path)):
         name = row.get("path") or row.get("file_name") if isinstance(row, dict) else None
         if not (isinstance(name, str) and name):
@@ -234,7 +234,8 @@ def _table(path: Path) -> Iterator[BulkItem]:
         yield {"id": str(row.get("id") or name), "path": name, "text": str(text).strip(), "words": row.get("words")}
 
 
-def _jsonl_rows(path: Path) -> Iterator[Any]:
+def jsonl_rows(path: Path) -> Iterator[Any]:
+    """What each line holds, None where that is no JSON; empty lines aside. (`str.splitlines` would cut inside texts.)"""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.strip():
@@ -260,7 +261,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
 def _resampled(path: Path, rate: int) -> Iterator[np.ndarray]:
     """First channel at `rate`, block by block."""
-    soundfile = _package("soundfile")
+    soundfile = audio.package("soundfile")
     try:
         with soundfile.SoundFile(str(path)) as file:
             if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
@@ -285,14 +286,7 @@ def _blocks(file: Any) -> Iterator[np.ndarray]:
 
 
 def _resample(blocks: Iterable[np.ndarray], rate_in: int, rate: int) -> Iterator[np.ndarray]:
-    stream = _package("soxr").ResampleStream(rate_in, rate, 1, dtype="float32")
+    stream = audio.package("soxr").ResampleStream(rate_in, rate, 1, dtype="float32")
     for samples_S in blocks:
         yield stream.resample_chunk(samples_S)
     yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} is not installed; run `pip install speechquilt[audio]`") from error

@@ -333,7 +333,7 @@ def _entry(id: str, text: Any, duration_s: Any) -> Entry | Reject:
 
 
 def _header_duration_s(source: str | io.BytesIO) -> float:
-    soundfile = _need("soundfile")
+    soundfile = audio.package("soundfile")
     try:
         info = soundfile.info(source)
     except soundfile.LibsndfileError as error:
@@ -345,7 +345,7 @@ def _decode(source: str | io.BytesIO) -> Waveform:
     """First channel, at the file's own rate."""
     if isinstance(source, str):
         return audio.check(audio.load(source))
-    soundfile = _need("soundfile")
+    soundfile = audio.package("soundfile")
     try:
         samples_SC, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
