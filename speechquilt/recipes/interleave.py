@@ -34,7 +34,7 @@ from speechquilt.recipes.jobs import Executor
 from speechquilt.recipes.tokenize import DTYPES, DType, device_of, num_workers
 from speechquilt.text_to_token import model as models
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
-from speechquilt.text_to_token.model import LoadedTextToToken
+from speechquilt.text_to_token.model import Description
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.types import SpokenSpan
 
@@ -49,8 +49,8 @@ NOISE_AT_LEAST = 8  # spans of a shard that are read back, however small the sha
 @dataclass(frozen=True, kw_only=True)
 class InterleaveWork:
     """What every worker needs to know. `text_to_token`: folder of the model that speaks; `device` "auto", "cpu" or "cuda";
-    `dtype` of its weights; `engine`: how it samples, and how many spans at once; `tokenizer`: folder of the speech tokenizer
-    that reads a `noise_sample` of the spans back ("": noise is not measured). Implements `bulk.Work`.
+    `dtype` of its weights; `rows`: spans that are spoken at once (None: by the worker's device); `tokenizer`: folder of the
+    speech tokenizer that reads a `noise_sample` of the spans back ("": noise is not measured). Implements `bulk.Work`.
     """
 
     reader: TextReader
@@ -58,13 +58,17 @@ class InterleaveWork:
     text_to_token: str
     device: str = "auto"
     dtype: DType = "float32"
-    engine: EngineConfig = EngineConfig()
+    rows: int | None = None
     tokenizer: str = ""
     noise_sample: float = 0.01
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(
+                f"rows={self.rows} must be at least 1 span; leave it out for a number that suits the device"
+            )
         if not 0 <= self.noise_sample <= 1:
             raise ValueError(f"noise_sample={self.noise_sample} must be between 0 and 1, a share of the spoken spans")
 
@@ -77,7 +81,7 @@ class InterleaveWork:
         loaded = models.load(Path(self.text_to_token))
         ear = SpeechTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
         model = loaded.model.to(device, getattr(torch, self.dtype))
-        return InterleaveTask(self, self.engine.build(model, loaded.tokenizer), ear)
+        return InterleaveTask(self, engine_for(device, self.rows).build(model, loaded.tokenizer), ear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,22 +227,24 @@ def interleave_corpus(
 ) -> None:
     """All of `source` (see `text_files.open_corpus`) `passes` times, with other spans each time, into shards in `output`.
 
-    `languages`: what the text-to-token model speaks; words in other scripts stay text. `rows`: spans that are spoken at once (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
-    workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
-    the text-to-token model speaks for.
+    `languages`: what the text-to-token model speaks; words in other scripts stay text. `rows`: spans that are spoken at once
+    (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are
+    those of a run that was not killed, with any number of workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge`
+    do, ValueError when `tokenizer` is another one than the text-to-token model speaks for.
     """
     if passes < 1:
         raise ValueError(f"passes={passes} must be at least 1")
     corpus = text_files.open_corpus(source)
-    loaded = models.load(text_to_token)
-    _check_tokenizer(tokenizer, loaded)
+    _check_apart(Path(source), output)
+    speaker = models.describe(text_to_token)
+    _check_tokenizer(tokenizer, speaker)
     work = InterleaveWork(
         reader=TextReader(root=str(corpus.root), text_column=text_column, max_words=max_words),
         rule=InterleaveConfig(ratio=ratio, seed=seed, languages=tuple(languages)),
         text_to_token=str(text_to_token.resolve()),
         device=device,
         dtype=dtype,
-        engine=engine_for(device, rows),
+        rows=rows,
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         noise_sample=noise_sample,
     )
@@ -251,7 +257,7 @@ def interleave_corpus(
         output,
         work,
         {"command": "interleave", "text_column": text_column, "noise_sample": str(noise_sample if tokenizer else 0)},
-        {SHARDS: output_of(work, loaded, passes)},
+        {SHARDS: output_of(work, speaker, passes)},
         slices,
         items_per_task=slices_per_shard,
         summarise=summarise,
@@ -260,26 +266,34 @@ def interleave_corpus(
     _report(counts, output)
 
 
-def output_of(work: InterleaveWork, loaded: LoadedTextToToken, passes: int) -> Output:
+def output_of(work: InterleaveWork, speaker: Description, passes: int) -> Output:
     """What the shards say of themselves: both tokenizers, the model that spoke, the rule and its seed."""
     info = shard_recipes.shard_info(
-        loaded.model.vocab,
-        loaded.tokenizer,
-        loaded.speech_fingerprint,
+        speaker.config.vocab,
+        speaker.tokenizer,
+        speaker.speech_fingerprint,
         stage="interleave",
         text_to_token=model_fingerprint(Path(work.text_to_token)),
         passes=passes,
         max_words=work.reader.max_words,
         **config.to_dict(work.rule),
-        engine=config.to_dict(work.engine),
+        engine=_sampling(),
+        rows=work.rows,
         dtype=work.dtype,
     )
     return Output(writer=ShardWriter, info=info)
 
 
+def _sampling() -> dict[str, Any]:
+    """How the engine samples. How many rows it has is for each worker to say: the machine that prepares a job need not have
+    the device of those that do it."""
+    return {k: v for k, v in config.to_dict(EngineConfig()).items() if k not in ("max_rows", "cache_tokens")}
+
+
 def engine_for(device: str, rows: int | None) -> EngineConfig:
     """A GPU takes as many rows as memory allows; more rows than a core's caches hold only make it slower."""
-    rows = rows or (CUDA_ROWS if device_of(device, 0) != "cpu" else EngineConfig.max_rows)
+    if rows is None:
+        rows = EngineConfig.max_rows if device == "cpu" else CUDA_ROWS
     return EngineConfig(max_rows=rows, cache_tokens=max(EngineConfig.cache_tokens, rows * ROW_TOKENS))
 
 
@@ -292,14 +306,22 @@ def model_fingerprint(folder: Path) -> str:
     return config.fingerprint(digests)
 
 
-def _check_tokenizer(tokenizer: Path | None, loaded: LoadedTextToToken) -> None:
+def _check_apart(source: Path, output: Path) -> None:
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"{output} lies inside the corpus {source}, so the next call would read its shards as text; "
+            "give a folder outside of it"
+        )
+
+
+def _check_tokenizer(tokenizer: Path | None, speaker: Description) -> None:
     if tokenizer is None:
         return
     found = SpeechTokenizer.load(tokenizer).fingerprint
-    if found != loaded.speech_fingerprint:
+    if found != speaker.speech_fingerprint:
         raise ValueError(
             f"tokenizer={tokenizer} has fingerprint {found}, the text-to-token model speaks the tokens of "
-            f"{loaded.speech_fingerprint}; give the speech tokenizer that it was trained for"
+            f"{speaker.speech_fingerprint}; give the speech tokenizer that it was trained for"
         )
 
 

@@ -25,11 +25,13 @@ def run(
 
     `cluster`: key=value settings of datatrove's executor; `default_workers`: local processes when `workers` is None.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
     if counts := bulk.counts_of(job.folder):
         print(f"[{job.folder}] complete, skipped")
         return counts
     if executor == "local":
-        bulk.run_local(job, workers or default_workers)
+        bulk.run_local(job, default_workers if workers is None else workers)
         return bulk.merge(job, max_reject_ratio)
     from speechquilt.recipes import cluster as clusters  # datatrove is an extra
 

@@ -266,11 +266,25 @@ def test_mistakes_are_named(corpus, speaker, ear, tmp_path, capsys):
         (["--text-column", "body"], "has no column 'body', only text, url"),
         (["--tokenizer", str(other)], "give the speech tokenizer that it was trained for"),
         (["--device", "cuda"], "device='cuda' must be"),
+        (["--rows", "0"], "rows=0 must be at least 1"),
+        (["--workers", "0"], "workers=0 must be at least 1"),
         ([], "2 of 12 items were rejected (16.7%), above max_reject_ratio=0.1"),
     ]
     for extra, message in cases:
         assert cli.main(command + extra) == 2
         assert message in capsys.readouterr().err
+
+
+def test_shards_are_not_made_inside_the_corpus(tmp_path, speaker, capsys):
+    """They are Parquet with a column `text`: the second call would read them as a part of the corpus."""
+    (tmp_path / "a.txt").write_text(prose(30, 0))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for inside in (tmp_path / "out", tmp_path, tmp_path / "link" / "out"):
+        assert cli.main(["interleave", str(tmp_path), str(inside), "--text-to-token", str(speaker)]) == 2
+        assert "lies inside the corpus" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "link"]
+    beside = ["interleave", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--text-to-token", str(speaker)]
+    assert cli.main(beside) == 0
 
 
 def test_a_merge_that_dies_anywhere_can_be_repeated(corpus, speaker, tmp_path, monkeypatch):
