@@ -20,6 +20,7 @@ start here:
 
   speechquilt study patching                 baseline, BPE and six ways to patch, three seeds each, over an hour on two cores
   speechquilt study interleaving             what interleaved data is worth: its spoken ratio, amount and kind, three seeds each
+  speechquilt study real_text                licence texts and documentation of this machine, interleaved, with rejects and noise
 
 one stage at a time:
   speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
@@ -101,11 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     story.add_argument("name", choices=["toy", "own"], help="toy: the embedded default; own: your folders")
     _add_settings(story)
 
-    study = add("study", _study, "compare ways of doing one thing on the micro-world, over several seeds")
+    study = add("study", _study, "compare ways of doing one thing on the micro-world, or measure one on real text")
     study.add_argument(
         "name",
-        choices=["patching", "interleaving"],
-        help="patching: how to group speech tokens; interleaving: what interleaved data is worth",
+        choices=["patching", "interleaving", "real_text"],
+        help="patching: how to group speech tokens; interleaving: what interleaved data is worth; "
+        "real_text: the interleaving of text that no one here wrote",
     )
     _add_settings(study)
 
@@ -231,11 +233,12 @@ def _story(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import interleaving, patching
+    from speechquilt.recipes import interleaving, patching, real_text
 
     recipes = {
         "patching": (patching.PatchingConfig, patching.study),
         "interleaving": (interleaving.InterleavingConfig, interleaving.study),
+        "real_text": (real_text.RealTextConfig, real_text.study),
     }
     _run_with_settings(*recipes[arguments.name], arguments)
 
@@ -249,14 +252,14 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from functools import partial
 
-    from speechquilt.recipes import aligner, entropy, own, tokenizer_corpora
+    from speechquilt.recipes import aligner, entropy, lm_training, own, tokenizer_corpora
 
     recipes = {
         "tokenizer": (partial(tokenizer_corpora.preset_run, arguments.settings), tokenizer_corpora.run_tokenizer),
         "aligner": (aligner.AlignerRun, aligner.run_aligner),
         "text_to_token": (own.TextToTokenRun, own.run_text_to_token),
         "entropy": (entropy.EntropyRun, entropy.run),
-        "lm": (own.LMTraining, own.run_lm),
+        "lm": (lm_training.LMTraining, lm_training.run_lm),
     }
     _run_with_settings(*recipes[arguments.recipe], arguments)
 
@@ -336,9 +339,9 @@ def _interleave(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import own
+    from speechquilt.recipes import evaluate
 
-    own.evaluate(arguments.lm, arguments.items, arguments.out)
+    evaluate.evaluate(arguments.lm, arguments.items, arguments.out)
 
 
 def _export(arguments: argparse.Namespace) -> None:
