@@ -235,6 +235,7 @@ def merge(job: Job, max_reject_ratio: float = 0.1) -> dict[str, int]:
     if not 0 <= max_reject_ratio <= 1:
         raise ValueError(f"max_reject_ratio={max_reject_ratio} must be between 0 and 1")
     if counts := counts_of(job.folder):
+        _remove_parts(job)  # of a merge that was killed after it had noted the counts
         return counts
     if missing := job.unfinished():
         raise ValueError(
@@ -250,9 +251,7 @@ def merge(job: Job, max_reject_ratio: float = 0.1) -> dict[str, int]:
         if counts[name] or name == primary:
             _merge_output(job, name, parts)
     _write_json(job.folder / JOB_FOLDER / _JOB, {**(_read_job(job.folder) or {}), "counts": counts})
-    shutil.rmtree(job.folder / JOB_FOLDER / _PARTS, ignore_errors=True)
-    for left in [job.folder / JOB_FOLDER / _ITEMS, *(job.folder / JOB_FOLDER).glob("*.tmp")]:
-        left.unlink(missing_ok=True)
+    _remove_parts(job)
     return counts
 
 
@@ -376,13 +375,19 @@ def _check_rejects(job: Job, manifests: Mapping[int, dict[str, Any]], max_reject
     rejected = sum(reasons.values())
     total = documents + rejected
     listed = f"{dict(reasons.most_common(5))}; every one is listed in {job.folder / JOB_FOLDER / _PARTS}/*/*/{REJECTS}"
-    if rejected and not sum(m["documents"] for m in manifests.values()):
+    if rejected and not documents:
         raise ValueError(f"all {rejected} of {total} items were rejected: {listed}")
     if rejected > max_reject_ratio * total:
         raise ValueError(
             f"{rejected} of {total} items were rejected ({rejected / total:.1%}), above max_reject_ratio={max_reject_ratio}: "
             f"{listed}; mend the input, or run again with a higher limit: no task is done twice"
         )
+
+
+def _remove_parts(job: Job) -> None:
+    shutil.rmtree(job.folder / JOB_FOLDER / _PARTS, ignore_errors=True)
+    for left in [job.folder / JOB_FOLDER / _ITEMS, *(job.folder / JOB_FOLDER).glob("*.tmp")]:
+        left.unlink(missing_ok=True)
 
 
 def _merge_output(job: Job, name: str, manifests: Mapping[int, dict[str, Any]]) -> None:

@@ -27,9 +27,9 @@ def run(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
-    if counts := bulk.counts_of(job.folder):
+    if bulk.counts_of(job.folder) is not None:
         print(f"[{job.folder}] complete, skipped")
-        return counts
+        return bulk.merge(job, max_reject_ratio)
     if executor == "local":
         bulk.run_local(job, default_workers if workers is None else workers)
         return bulk.merge(job, max_reject_ratio)

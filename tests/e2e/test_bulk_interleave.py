@@ -246,7 +246,10 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(corpus, speak
     command = ["interleave", str(corpus / "a.txt"), str(tmp_path / "out"), "--text-to-token", str(speaker)]
     assert cli.main(command) == 0
     before = content(tmp_path / "out")
+    left_over = tmp_path / "out" / "job" / "parts" / "000000"
+    left_over.mkdir(parents=True)  # a kill just before the merge would have removed it
     assert cli.main(command) == 0
+    assert [p.name for p in (tmp_path / "out" / "job").iterdir()] == ["job.json"]
     assert "complete, skipped" in capsys.readouterr().out
     for change in (["--seed", "1"], ["--ratio", "0.2"], ["--passes", "2"], ["--max-words", "9"]):
         assert cli.main([*command, *change]) == 2
