@@ -18,10 +18,11 @@ from speechquilt.model import presets
 from speechquilt.model.entropy import EntropyConfig, calibrate
 from speechquilt.model.lm import PlainLM
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.recipes import defaults, own
+from speechquilt.recipes import defaults
 from speechquilt.recipes.lm import LMData, LMRecipe, open_data, train_lm
+from speechquilt.recipes.lm_training import tokenizer_and_shards
 from speechquilt.recipes.speech import text_tokenizer_of
-from speechquilt.recipes.stage import make_folder
+from speechquilt.recipes.stage import make_folder, report
 from speechquilt.text import TextTokenizer
 from speechquilt.train import distributed
 from speechquilt.train.trainer import TrainConfig
@@ -82,10 +83,10 @@ def sample(data: LMData, recipe: LMRecipe) -> list[LaidOut]:
 
 def run(settings: EntropyRun) -> None:
     """`speechquilt train entropy`."""
-    tokenizer, shards = own.tokenizer_and_shards(settings.tokenizer, settings.shards)
+    tokenizer, shards = tokenizer_and_shards(settings.tokenizer, settings.shards)
     folder = Path(settings.run_dir)
     make_folder(folder)
     found = train_entropy(settings, shards, text_tokenizer_of(tokenizer), folder)
     if distributed.rank() == 0:
         made = (folder / SETTINGS).read_text().replace("\n", "")
-        own.report(found, folder, f"speechquilt train lm ... patcher.kind=entropy 'patcher.entropy={made}'")
+        report(found, folder, f"speechquilt train lm ... patcher.kind=entropy 'patcher.entropy={made}'")

@@ -80,7 +80,7 @@ def speech_folder(tmp_path) -> Path:
 def test_documents_are_those_of_a_corpus_in_memory(speech_folder, tokenizer_dir, tmp_path):
     recipe.tokenize(speech_folder, tmp_path / "bulk", tokenizer_dir, workers=1, files_per_shard=2, batch_seconds=3.0)
     utterances = [u for u in read_utterances(speech_folder, need_text=False) if isinstance(u, Utterance)]
-    own._speech_shards(utterances, load(tokenizer_dir), tmp_path / "memory", [])
+    own.speech_shards(utterances, load(tokenizer_dir), tmp_path / "memory", [])
     for name in ("speech", "asr", "tts"):
         ours, theirs = ({d.id: plain(d) for d in read_documents(tmp_path / f / name)} for f in ("bulk", "memory"))
         if name == "speech":  # where the units of a recording without words end is unknown, not one unit
