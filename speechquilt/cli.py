@@ -18,21 +18,24 @@ start here:
   speechquilt story toy                      the whole pipeline on an invented world, about 20 minutes on two cores
   speechquilt story own speech=DIR text=DIR  the same stages on a folder of audio with transcripts and a folder of text
 
-  speechquilt study patching                 baseline, BPE and six ways to patch, three seeds each, over an hour on two cores
-  speechquilt study interleaving             what interleaved data is worth: its spoken ratio, amount and kind, three seeds each
-  speechquilt study real_text                licence texts and documentation of this machine, interleaved, with rejects and noise
-
 one stage at a time:
   speechquilt train tokenizer speech=DIR run_dir=runs/tokenizer
   speechquilt train aligner speech=DIR run_dir=runs/aligner        for word times, when the recordings have none
   speechquilt align DIR ALIGNED --aligner runs/aligner
   speechquilt tokenize DIR SHARDS --tokenizer runs/tokenizer
   speechquilt train text_to_token speech=DIR tokenizer=runs/tokenizer run_dir=runs/text_to_token
-  speechquilt interleave CORPUS SHARDS --text-to-token runs/text_to_token
-  speechquilt inspect SHARDS
-  speechquilt train lm shards='{"speech": "SHARDS", "interleaved": "SHARDS2"}' run_dir=runs/lm
+  speechquilt interleave CORPUS SHARDS2 --text-to-token runs/text_to_token --tokenizer runs/tokenizer
+  speechquilt inspect SHARDS2 --tokenizer runs/tokenizer --page FILE.html
+  speechquilt train lm shards='{"speech": "SHARDS/speech", "interleaved": "SHARDS2"}' run_dir=runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
   speechquilt export runs/lm FOLDER          a plain model for transformers, vLLM and others
+
+before a large run, and for the numbers in docs/results.md:
+  speechquilt plan lst_1b --gpus 32          what it costs: tokens, GPU-hours, storage, memory, time
+  speechquilt study patching                 baseline, BPE and six ways to patch, three seeds each, over an hour on two cores
+  speechquilt study interleaving             what interleaved data is worth: its spoken ratio, amount and kind, three seeds each
+  speechquilt study frame_rates              the speech tokenizer at 50, 25, 12.5 and 6.25 tokens per second
+  speechquilt study real_text                licence texts and documentation of this machine, interleaved, with rejects and noise
 
 A setting is key=value, a.b=value for one inside another; `speechquilt train RECIPE --show` prints them all.
 Every command skips what is already complete and continues what was interrupted.
@@ -105,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     study = add("study", _study, "compare ways of doing one thing on the micro-world, or measure one on real text")
     study.add_argument(
         "name",
-        choices=["patching", "interleaving", "real_text"],
+        choices=["patching", "interleaving", "frame_rates", "real_text"],
         help="patching: how to group speech tokens; interleaving: what interleaved data is worth; "
-        "real_text: the interleaving of text that no one here wrote",
+        "frame_rates: tokens per second of the speech tokenizer; real_text: the interleaving of text that no one here wrote",
     )
     _add_settings(study)
 
@@ -233,11 +236,12 @@ def _story(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import interleaving, patching, real_text
+    from speechquilt.recipes import frame_rates, interleaving, patching, real_text
 
     recipes = {
         "patching": (patching.PatchingConfig, patching.study),
         "interleaving": (interleaving.InterleavingConfig, interleaving.study),
+        "frame_rates": (frame_rates.FrameRatesConfig, frame_rates.study),
         "real_text": (real_text.RealTextConfig, real_text.study),
     }
     _run_with_settings(*recipes[arguments.name], arguments)

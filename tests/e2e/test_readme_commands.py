@@ -63,19 +63,18 @@ def own_folder(tmp_path_factory) -> Path:
     return root
 
 
-def test_readme_names_every_stage():
-    text = " ".join(readme_commands())
-    for command in (
-        "story",
-        "train tokenizer",
-        "align",
-        "tokenize",
-        "train text_to_token",
-        "interleave",
-        "inspect",
-        "eval",
-    ):
-        assert command in text
+def test_readme_and_help_name_every_command():
+    """With every recipe and study; the README in its table, the help in lines that can be copied."""
+    (commands,) = (action.choices for action in cli._parser()._actions if action.dest == "command")
+    words = {name: [name] for name in commands}
+    for name, positional in (("story", "name"), ("study", "name"), ("train", "recipe")):
+        (choices,) = (action.choices for action in commands[name]._actions if action.dest == positional)
+        words[name] = [f"{name} {choice}" for choice in choices]
+    readme = README.read_text()
+    for spelled in (word for words_of in words.values() for word in words_of):
+        name, _, choice = spelled.partition(" ")
+        assert f"`{spelled}`" in readme or (name == "study" and f"`{choice}`" in readme), spelled
+        assert f"speechquilt {spelled} " in cli.EPILOG or spelled == "train entropy", spelled
 
 
 def test_readme_commands_run(own_folder, monkeypatch, capsys):
