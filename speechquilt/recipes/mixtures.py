@@ -5,7 +5,7 @@ Trap: shares are of tokens. The LST paper's 1 : 2 (spec latent-speech-text 3.3) 
 its units; weights by units would be another mixture.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from speechquilt.config import nearest
 from speechquilt.recipes import defaults
@@ -25,19 +25,29 @@ def weights_of(mixture: str, weights: Mapping[str, float], sources: Iterable[str
     """The weight of each source: those of the preset `mixture`, or without one `weights`, where 1 is the default.
 
     A preset's sources that are not there leave their share to the others, in proportion. Raises ValueError on an unknown
-    preset, and on a source that the preset has no share for.
+    preset, on a source that the preset has no share for, on weights beside a preset, and on a weight for no source.
     """
+    sources = list(sources)
     if not mixture:
-        return {source: weights.get(source, 1.0) for source in sources}
+        return _named(weights, sources)
     if mixture not in PRESETS:
         raise ValueError(f"mixture={mixture!r} is not a preset; {nearest(mixture, list(PRESETS))}")
     preset = PRESETS[mixture]
+    if weights != defaults.WEIGHTS:  # what nobody has set is no contradiction
+        raise ValueError(f"mixture={mixture!r} and weights={dict(weights)} both say the shares; give one of the two")
     if unknown := sorted(set(sources) - set(preset)):
         raise ValueError(
             f"mixture={mixture!r} has no share for the source {unknown[0]!r}, only for {', '.join(preset)}; name the "
             "source in shards= after what it is, leave it out, or give weights= without mixture="
         )
     return {source: preset[source] for source in sources}
+
+
+def _named(weights: Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
+    """The sources' weights; the story's sources may have one that is not needed, a misspelt name may not."""
+    for name in sorted(set(weights) - set(sources) - set(defaults.WEIGHTS)):
+        raise ValueError(f"weights names {name!r}, which shards= lacks; {nearest(name, list(sources))}")
+    return {source: weights.get(source, 1.0) for source in sources}
 
 
 def shares(weights: Mapping[str, float]) -> str:

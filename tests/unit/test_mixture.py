@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.data.mixture import Exhausted, Mixture, MixtureConfig, num_laid_out
+from speechquilt.recipes.defaults import WEIGHTS
 from speechquilt.recipes.mixtures import PRESETS, shares, weights_of
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
@@ -251,11 +252,19 @@ def test_presets_hold_the_papers_numbers():
 
 
 def test_a_preset_weighs_the_sources_that_are_there():
-    found = weights_of("interleaved_paper", {"text": 9.0}, ["text", "interleaved"])
+    found = weights_of("interleaved_paper", WEIGHTS, ["text", "interleaved"])
     assert found == {"text": 0.30, "interleaved": 0.605}
     assert shares(found) == "interleaved 66.9%, text 33.1%"
     assert weights_of("", {"text": 9.0}, ["text", "mine"]) == {"text": 9.0, "mine": 1.0}
     with pytest.raises(ValueError, match=r"no share for the source 'mine', only for text, parallel"):
-        weights_of("lst_paper", {}, ["text", "mine"])
+        weights_of("lst_paper", WEIGHTS, ["text", "mine"])
     with pytest.raises(ValueError, match="did you mean lst_paper"):
-        weights_of("lst_papr", {}, ["text"])
+        weights_of("lst_papr", WEIGHTS, ["text"])
+
+
+def test_shares_that_would_be_ignored_are_refused():
+    with pytest.raises(ValueError, match=r"mixture='lst_paper' and weights=\{'text': 9\.0\} both say the shares"):
+        weights_of("lst_paper", {"text": 9.0}, ["text"])
+    with pytest.raises(ValueError, match=r"weights names 'speach'.* did you mean speech"):
+        weights_of("", {"text": 0.3, "speach": 0.7}, ["text", "speech"])
+    assert weights_of("", WEIGHTS, ["text"]) == {"text": WEIGHTS["text"]}
