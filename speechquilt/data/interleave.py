@@ -205,18 +205,8 @@ def assemble(
     runs: list[str | SpokenSpan] = []
     spans = iter(zip(spoken, plan.spoken_spans))
     for piece in plan.pieces:
-        run: str | SpokenSpan = piece.text
-        num_words = len(split_words(piece.text))
-        stats.words += num_words
-        if piece.modality == "speech":
-            span, said = next(spans)
-            reason = reject_reason(span, len(text_encode(said)))
-            stats.spans += 1
-            if reason:
-                stats.rejects[reason] += 1
-            else:
-                stats.spoken_words += num_words
-                run = span
+        stats.words += len(split_words(piece.text))
+        run = piece.text if piece.modality == "text" else _accepted(piece, *next(spans), text_encode, stats)
         if isinstance(run, str) and runs and isinstance(runs[-1], str):
             runs[-1] += run
         else:
@@ -226,6 +216,19 @@ def assemble(
         source=source,
         segments=tuple(_segment(run, text_encode) for run in runs if not isinstance(run, str) or run.strip()),
     )
+
+
+def _accepted(
+    piece: Piece, span: SpokenSpan, said: str, text_encode: Callable[[str], Sequence[int]], stats: InterleaveStats
+) -> str | SpokenSpan:
+    """The span, or the text that it stands for when it is refused; either is counted."""
+    stats.spans += 1
+    reason = reject_reason(span, len(text_encode(said)))
+    if reason:
+        stats.rejects[reason] += 1
+        return piece.text
+    stats.spoken_words += len(split_words(piece.text))
+    return span
 
 
 def reject_reason(span: SpokenSpan, num_text: int) -> str:

@@ -310,7 +310,10 @@ def _is_listed(path: Path) -> bool:
     state = path.parent / "state.json"
     if path.suffix != ".arrow" or not state.is_file():
         return True
-    return path.name in {entry["filename"] for entry in json.loads(state.read_text())["_data_files"]}
+    listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files")
+    return listed is None or path.name in {
+        entry["filename"] for entry in listed
+    }  # else it is the state of something else
 
 
 def _hub_files(source: str) -> list[Path]:

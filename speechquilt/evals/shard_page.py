@@ -107,7 +107,7 @@ def _head(found: Mapping[str, Any]) -> str:
         ("", f"{noise['wer']:.1%}" if noise else "", "word errors when read back"),
         ("", si(sum(found["rejects"].values())), "rejected"),
     ]
-    cards = "".join(f'<li class="{c}"><b>{escape(v)}</b><span>{n}</span></li>' for c, v, n in numbers if v)
+    cards = "".join(f'<li class="{c}"><b>{escape(v)}</b><span>{escape(n)}</span></li>' for c, v, n in numbers if v)
     total = max(1, tokens["text"] + tokens["speech"])
     share = "".join(
         f'<i class="{m}" style="flex:{tokens[m] / total:.4f}" title="{m}: {tokens[m] / total:.1%} of the tokens"></i>'

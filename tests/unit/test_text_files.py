@@ -136,6 +136,14 @@ def test_a_data_set_saved_to_disk(tmp_path):
     assert texts(read(tmp_path / "saved")) == dict(zip("abcde", (f"page {i}" for i in range(5))))
 
 
+def test_a_state_of_something_else_hides_no_table(tmp_path):
+    table = pa.table({"text": ["one"]})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "state.json").write_text('{"step": 3}')
+    assert texts(read(tmp_path)) == {"x.arrow:0": "one"}
+
+
 def test_a_data_set_by_its_name(tmp_path, monkeypatch):
     """A folder has a name for `load_dataset` too; nothing is downloaded."""
     datasets = pytest.importorskip("datasets", reason="datasets is in the extra `corpora`")
