@@ -5,6 +5,7 @@ Trap: an epoch is a pure function of (lengths, ratio, seed, epoch). Nothing may 
 run that is resumed in a late epoch would have to live through all earlier ones.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,11 @@ LENGTH_JITTER = 0.1  # lengths are sorted with this much noise, so that batches 
 def epoch_rows(num_rows: Sequence[int], ratio: Sequence[int], seed: int, epoch: int) -> np.ndarray:
     """Row numbers of one epoch, ascending; rows of source s follow those of the sources before it.
 
-    An epoch holds `ratio[s]` rows of source s for every `sum(ratio)`, exactly, and every row of every source at least once:
-    a source that is small for its share comes again, in a new order each time. A single source comes exactly once.
+    An epoch holds `ratio[s]` rows of source s for every `sum(ratio)`, exactly, and as many rows of every source as it has or
+    more. A source that is small for its share comes again, in a new order each time, and over the epochs shows no row twice
+    before it has shown all; one epoch by itself may lack some. A single source comes exactly once.
     """
+    ratio = [r // math.gcd(*ratio) for r in ratio]
     rounds = max(-(-n // r) for n, r in zip(num_rows, ratio))
     first = np.cumsum([0, *num_rows])
     parts = [
