@@ -158,6 +158,15 @@ class KVState:
         """The rows where bool `rows_B` is True start again with no tokens (a new sequence takes the place)."""
         return replace(self, length_B=self.length_B.masked_fill(rows_B, 0))
 
+    def moved(self, rows: list[int], to: list[int], keep: int) -> "KVState":
+        """Rows `rows` take the places `to`, in place, and the first `keep` rows remain (a view)."""
+        for cache_LBSHK in (self.k_LBSHK, self.v_LBSHK):
+            cache_LBSHK[:, to] = cache_LBSHK[:, rows]
+        self.length_B[to] = self.length_B[rows]
+        return KVState(
+            k_LBSHK=self.k_LBSHK[:, :keep], v_LBSHK=self.v_LBSHK[:, :keep], length_B=self.length_B[:keep].clone()
+        )
+
     def advance(self, num_B: torch.Tensor) -> "KVState":
         return replace(self, length_B=self.length_B + num_B)
 
@@ -196,24 +205,42 @@ class Extension:
             return None
         length_N = state.length_B if rows_N is None else state.length_B[rows_N]
         num_N = num_B if rows_N is None else num_B[rows_N]
-        stop, max_tokens = int((length_N + num_N).max()), state.k_LBSHK.shape[2]
-        if stop > max_tokens:
-            raise ValueError(
-                f"max_tokens={max_tokens} is too small: a row grows to {stop} tokens; init_state with more"
-            )
+        stop = int((length_N + num_N).max())
+        check_room(state, stop)
         start = 0 if window is None else max(0, int(length_N.min()) - window + 1)
         new_T = torch.arange(num_new, device=num_B.device)
-        slot_NT = length_N[:, None] + new_T
-        back_NTS = slot_NT[:, :, None] - torch.arange(start, stop, device=num_B.device)
         ragged = num_new > 1 and bool((num_N < num_new).any())
+        slot_NT = length_N[:, None] + new_T
         return cls(
             rows_N=rows_N,
             valid_NT=new_T < num_N[:, None] if ragged else None,
             slot_NT=slot_NT,
             start=start,
             stop=stop,
-            mask_NTS=back_NTS >= 0 if window is None else (back_NTS >= 0) & (back_NTS < window),
+            mask_NTS=past_mask(slot_NT, start, stop, window),
             rope=rope(slot_NT),
+        )
+
+    @classmethod
+    def plan_unseen(
+        cls, state: KVState, num_new: int, rope: Callable[[torch.Tensor], Rope], window: int | None, longest: int
+    ) -> "Extension":
+        """All rows get `num_new` tokens, and no tensor is looked at: a GPU never waits for the host, nor the host for it.
+
+        `longest`: no row that counts holds more tokens afterwards. A row that is not to grow rides along: what it writes
+        lies behind its `length_B`, and its next token writes over it, so every row needs room for `num_new` more.
+        Raises ValueError when `longest` is more than the cache holds.
+        """
+        check_room(state, longest)
+        slot_BT = state.length_B[:, None] + torch.arange(num_new, device=state.length_B.device)
+        return cls(
+            rows_N=None,
+            valid_NT=None,
+            slot_NT=slot_BT,
+            start=0,
+            stop=longest,
+            mask_NTS=past_mask(slot_BT, 0, longest, window),
+            rope=rope(slot_BT),
         )
 
     def write_and_read(
@@ -225,6 +252,19 @@ class Extension:
             write_cache(cache_BSHK, self.rows_N, self.slot_NT, new_NHTK, self.valid_NT)
             out.append(read_cache(cache_BSHK, self.rows_N, self.start, self.stop))
         return out[0], out[1]
+
+
+def check_room(state: KVState, stop: int) -> None:
+    """Raises ValueError when a row of `stop` tokens does not fit."""
+    max_tokens = state.k_LBSHK.shape[2]
+    if stop > max_tokens:
+        raise ValueError(f"max_tokens={max_tokens} is too small: a row grows to {stop} tokens; init_state with more")
+
+
+def past_mask(slot_NT: torch.Tensor, start: int, stop: int, window: int | None) -> torch.Tensor:
+    """Bool `[N, T, S]`: which of the slots `start:stop` the token in each slot sees."""
+    back_NTS = slot_NT[:, :, None] - torch.arange(start, stop, device=slot_NT.device)
+    return back_NTS >= 0 if window is None else (back_NTS >= 0) & (back_NTS < window)
 
 
 def write_cache(

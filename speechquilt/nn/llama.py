@@ -182,14 +182,24 @@ class LlamaStack(nn.Module):
         )
 
     @torch.no_grad()
-    def extend(self, x_BTD: torch.Tensor, num_B: torch.Tensor, state: KVState) -> tuple[torch.Tensor, KVState]:
+    def extend(
+        self, x_BTD: torch.Tensor, num_B: torch.Tensor, state: KVState, longest: int | None = None
+    ) -> tuple[torch.Tensor, KVState]:
         """Append the first `num_B[b]` of T new tokens to row b (0 = the row is left alone): prompts, or one step.
 
         -> `x_BTD` (zeros where no token was appended) and the new state. Only the rows that append cost anything, and
         attention reads the caches up to the longest of them. Gives no gradients. Raises ValueError when a row outgrows
         `max_tokens`.
+
+        A caller that knows how long rows get says so with `longest` (see `Extension.plan_unseen`): then all rows are
+        computed, nothing waits for the device, and `x_BTD` means nothing where no token was appended.
         """
-        plan = Extension.plan(state, num_B, x_BTD.shape[1], self.config.rope, self.config.window)
+        num_new, config = x_BTD.shape[1], self.config
+        plan: Extension | None
+        if longest is None:
+            plan = Extension.plan(state, num_B, num_new, config.rope, config.window)
+        else:
+            plan = Extension.plan_unseen(state, num_new, config.rope, config.window, longest)
         if plan is None:
             return torch.zeros_like(x_BTD), state
         x_NTD = x_BTD if plan.rows_N is None else x_BTD[plan.rows_N]

@@ -10,8 +10,8 @@ never chooses which one comes: it says whether a silence comes first and when a 
 once, in order. At the start of a unit the next cue competes with a silence by the logit of its first id; inside a cue every
 other id is illegal.
 
-Rows of the state are slots. A slot reads its prompt, samples until EOS or its cap, is emptied and takes the next request,
-longest first, so that slots of one time have similar lengths and the last ones to finish are short.
+Rows of the state are slots. A slot reads its prompt at once, samples until EOS or its cap, is emptied and takes the next
+request, longest first, so that slots of one time have similar lengths and the last ones to finish are short.
 """
 
 import time
@@ -31,7 +31,12 @@ from speechquilt.text_to_token.model import Cue, TextToTokenLM
 from speechquilt.types import SpokenSpan
 from speechquilt.vocab import Vocab
 
-NUCLEUS = 48  # candidates looked at before sorting everything; a trained model's top 0.9 rarely needs more
+SHORT_LISTS = (
+    8,
+    64,
+)  # candidates a CPU looks at before it sorts everything; a trained model's top 0.9 rarely needs more
+ADMIT_SHARE = 32  # one slot in so many is empty before prompts are read: a few prompts cost nearly as much as many
+PACK_SHARE = 8  # more than one slot in so many rides along for nothing before slots are dropped
 PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
 
 
@@ -182,11 +187,15 @@ class TextToTokenEngine:
         return results
 
     def _run(self, waiting: deque[Request], spans: dict[int, SpokenSpan], bar: tqdm) -> None:
-        longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 2
+        longest = max(r.cap for r in waiting) + max(len(r.text_ids) for r in waiting) + 3
         num_rows = min(self.config.max_rows, len(waiting), max(1, self.config.cache_tokens // longest))
         slots = _Slots(self.model, self.config, num_rows, longest)
         while waiting or slots.busy:
-            slots.admit(waiting)
+            num_free = len(slots.free)
+            if waiting and num_free >= min(len(waiting), 1 + num_rows // ADMIT_SHARE):
+                slots.admit([waiting.popleft() for _ in slots.free[: len(waiting)]])
+            elif not waiting and num_free > len(slots.requests) // PACK_SHARE:
+                slots.pack()
             for _ in range(self.config.poll_every):
                 slots.step()
             for request, answer in slots.collect():
@@ -200,11 +209,20 @@ class TextToTokenEngine:
                     bar.update()
 
 
+# The tensors of `_Slots` that have a row per request.
+PER_ROW = (
+    *("x_BD", "text_BL", "cue_end_BL", "uniform_BT", "answer_BT"),
+    *("num_text_B", "made_B", "cued_B", "cap_B", "place_B", "active_B"),
+)
+
+
 class _Slots:
     """The rows of one call: tensors on the model's device, and which request sits where.
 
-    Every row is one request's business alone: it feeds its prompt id by id, then its answer, sampled or forced; `active_B` rows
-    advance, the others stand still until the next `collect` and `admit`.
+    `admit` reads prompts in one go; from then on every step chooses one id per row and reads it. A row that is done rides
+    along, at the cost of its arithmetic, until `collect` empties its slot; `pack` drops empty slots when nobody waits.
+    Trap: a step looks at no tensor, so that a GPU never waits between two polls. How far to read the caches the host
+    knows by counting: a busy row is as long as its prompt and the steps since, or shorter when it is done.
     """
 
     def __init__(self, model: TextToTokenLM, config: EngineConfig, num_rows: int, max_tokens: int) -> None:
@@ -223,79 +241,97 @@ class _Slots:
         self.illegal_MKC[0, :, CUE] = True
         self.illegal_MKC[1, :, EOS] = True
         self.requests: list[Request | None] = [None] * num_rows
+        self.lengths = [0] * num_rows  # tokens in each row; where it is done, an upper bound
         self.state = model.init_state(num_rows, max_tokens)
-        self.prompt_BL = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
+        self.x_BD = torch.zeros(
+            num_rows, model.config.llama.width, dtype=weight.dtype, device=device
+        )  # of the id each row read last
+        self.text_BL = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
         self.cue_end_BL = torch.zeros(num_rows, max_tokens, dtype=torch.bool, device=device)
         self.uniform_BT = torch.zeros(num_rows, max_tokens, device=device)
         self.answer_BT = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
-        self.prompt_len_B, self.fed_B, self.made_B, self.cued_B, self.cap_B, self.place_B, self.next_B = (
-            torch.zeros(num_rows, dtype=torch.long, device=device) for _ in range(7)
+        self.num_text_B, self.made_B, self.cued_B, self.cap_B, self.place_B = (
+            torch.zeros(num_rows, dtype=torch.long, device=device) for _ in range(5)
         )
         self.active_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     @property
-    def busy(self) -> bool:
-        return any(r is not None for r in self.requests)
+    def busy(self) -> list[int]:
+        """Rows with a request."""
+        return [row for row, r in enumerate(self.requests) if r is not None]
 
-    def admit(self, waiting: deque[Request]) -> None:
-        """Put waiting requests into the empty slots."""
-        rows = [row for row, r in enumerate(self.requests) if r is None][: len(waiting)]
-        if not rows:
-            return
-        new = [waiting.popleft() for _ in rows]
-        prompts = [prompt_ids(self.vocab, r.text_ids) for r in new]
-        rows_B = torch.tensor(rows, device=self.active_B.device)
-        self.state = self.state.reset(torch.zeros_like(self.active_B).index_fill(0, rows_B, True))
-        self.prompt_BL[rows_B, : max(map(len, prompts))] = self._on_device(_padded(prompts))
-        self.cue_end_BL[rows_B, : max(map(len, prompts)) - 2] = self._on_device(_padded([r.cue_ends for r in new]))
-        self.uniform_BT[rows_B, : max(r.cap for r in new)] = self._on_device(_padded([r.uniforms() for r in new]))
-        self.prompt_len_B[rows_B] = self._on_device(np.array([len(p) for p in prompts]))
-        self.cap_B[rows_B] = self._on_device(np.array([r.cap for r in new]))
-        self.next_B[rows_B] = self.prompt_BL[rows_B, 0]
-        self.fed_B[rows_B] = 0
-        self.made_B[rows_B] = 0
-        self.cued_B[rows_B] = 0
-        self.place_B[rows_B] = OPEN
-        self.active_B[rows_B] = True
+    @property
+    def free(self) -> list[int]:
+        return [row for row, r in enumerate(self.requests) if r is None]
+
+    def admit(self, new: Sequence[Request]) -> None:
+        """Put these requests, at most as many as there are empty slots, into slots and read their prompts."""
+        rows = self.free[: len(new)]
+        rows_N = torch.tensor(rows, device=self.active_B.device)
         for row, request in zip(rows, new):
             self.requests[row] = request
+        self.text_BL[rows_N, : max(len(r.text_ids) for r in new)] = self._on_device(
+            _padded([np.array(r.text_ids) for r in new])
+        )
+        self.cue_end_BL[rows_N, : max(len(r.text_ids) for r in new)] = self._on_device(
+            _padded([r.cue_ends for r in new])
+        )
+        self.uniform_BT[rows_N, : max(r.cap for r in new)] = self._on_device(_padded([r.uniforms() for r in new]))
+        self.num_text_B[rows_N] = self._on_device(np.array([len(r.text_ids) for r in new]))
+        self.cap_B[rows_N] = self._on_device(np.array([r.cap for r in new]))
+        self.made_B[rows_N] = 0
+        self.cued_B[rows_N] = 0
+        self.place_B[rows_N] = OPEN
+        self.active_B[rows_N] = True
+        self._read(rows, [prompt_ids(self.vocab, r.text_ids) for r in new])
+
+    def _read(self, rows: list[int], prompts: list[np.ndarray]) -> None:
+        """The rows begin again with these prompts."""
+        rows_N = torch.tensor(rows, device=self.active_B.device)
+        ids_NT, num_N = self._on_device(_padded(prompts)), self._on_device(np.array([len(p) for p in prompts]))
+        self.state = self.state.reset(torch.zeros_like(self.active_B).index_fill(0, rows_N, True))
+        ids_BT = ids_NT.new_zeros(len(self.requests), ids_NT.shape[1]).index_copy(0, rows_N, ids_NT)
+        num_B = torch.zeros_like(self.made_B).index_copy(0, rows_N, num_N)
+        x_BTD, self.state = self.model.model.extend(self.model.model.embed_tokens(ids_BT), num_B, self.state)
+        self.x_BD[rows_N] = x_BTD[rows_N, num_N - 1]
+        for row, prompt in zip(rows, prompts):
+            self.lengths[row] = len(prompt)
 
     def step(self) -> None:
-        """One id per active row: the next of its prompt, or of its answer."""
-        x_BD, self.state = self.model.hidden_step(self.next_B, self.state, self.active_B)
-        self.fed_B += self.active_B
-        speaks_B = self.active_B & (self.fed_B >= self.prompt_len_B)
-        at_B1 = self.made_B.clamp(max=self.uniform_BT.shape[1] - 1)[:, None]
-        choice_B, cue_B = self._choose(x_BD, self.uniform_BT.gather(1, at_B1)[:, 0])
+        """Every row chooses an id of its answer and reads it."""
+        at_B1 = self.made_B[:, None]
+        choice_B, cue_B = self._choose(self.uniform_BT.gather(1, at_B1)[:, 0])
         id_B = torch.where(choice_B == CUE, cue_B, self.model_id_C[choice_B])
-        self.answer_BT.scatter_(1, at_B1, torch.where(speaks_B, id_B, self.answer_BT.gather(1, at_B1)[:, 0])[:, None])
-        self.made_B += speaks_B
-        self._move(choice_B, speaks_B)
-        prompt_B = self.prompt_BL.gather(1, self.fed_B.clamp(max=self.prompt_BL.shape[1] - 1)[:, None])[:, 0]
-        self.next_B = torch.where(speaks_B, id_B, prompt_B)
-        self.active_B = self.active_B & ~(speaks_B & ((choice_B == EOS) | (self.made_B >= self.cap_B)))
+        self.answer_BT.scatter_(1, at_B1, id_B[:, None])  # a row that is done writes behind its answer
+        self.made_B += self.active_B
+        self._move(choice_B)
+        self.active_B = self.active_B & (choice_B != EOS) & (self.made_B < self.cap_B)
+        self.lengths = [length + 1 for length in self.lengths]
+        longest = max(self.lengths[row] for row in self.busy)
+        x_BTD = self.model.model.embed_tokens(id_B[:, None])
+        x_BTD, self.state = self.model.model.extend(x_BTD, self.active_B.long(), self.state, longest)
+        self.x_BD = x_BTD[:, 0]
 
-    def _choose(self, x_BD: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, draw_B: Tensor) -> tuple[Tensor, Tensor]:
         """-> a legal choice per row, and the model id that CUE stands for there."""
-        cue_B = self.prompt_BL.gather(1, 1 + self.cued_B[:, None])[:, 0]  # after BOS the prompt is the cues in a row
-        remain_B = (self.cued_B < self.prompt_len_B - 2).long()
-        logits_BC = x_BD @ self.head_CD.T
-        logits_BC[:, CUE] = (x_BD * self.head_VD[cue_B]).sum(1)
+        cue_B = self.text_BL.gather(1, self.cued_B[:, None])[:, 0]
+        remain_B = (self.cued_B < self.num_text_B).long()
+        logits_BC = self.x_BD @ self.head_CD.T
+        logits_BC[:, CUE] = (self.x_BD * self.head_VD[cue_B]).sum(1)
         logits_BC = logits_BC.float().masked_fill(self.illegal_MKC[remain_B, self.place_B], -torch.inf)
         return sample(logits_BC, draw_B, self.config.temperature, self.config.top_p), cue_B
 
-    def _move(self, choice_B: Tensor, speaks_B: Tensor) -> None:
-        """Where the answers of speaking rows stand after their choice."""
+    def _move(self, choice_B: Tensor) -> None:
+        """Where the answers stand after their choice."""
         is_cue_B = choice_B == CUE
         done_B = self.cue_end_BL.gather(1, self.cued_B[:, None])[:, 0]
-        place_B = torch.where(is_cue_B & ~done_B, IN_CUE, self.next_place_KC[self.place_B, choice_B])
-        self.place_B = torch.where(speaks_B, place_B, self.place_B)
-        self.cued_B += speaks_B & is_cue_B
+        self.place_B = torch.where(is_cue_B & ~done_B, IN_CUE, self.next_place_KC[self.place_B, choice_B])
+        self.cued_B += is_cue_B
 
     def collect(self) -> list[tuple[Request, np.ndarray]]:
         """Empty the slots that are done -> their requests and answers (model ids, EOS included unless capped)."""
         active = self.active_B.tolist()
-        rows = [row for row, r in enumerate(self.requests) if r is not None and not active[row]]
+        rows = [row for row in self.busy if not active[row]]
         if not rows:
             return []
         answers = self.answer_BT[rows].cpu().numpy()
@@ -307,6 +343,19 @@ class _Slots:
             done.append((request, answer[:length]))
             self.requests[row] = None
         return done
+
+    def pack(self) -> None:
+        """Drop the empty rows: the last requests move into the gaps before them."""
+        keep = len(self.busy)
+        gaps, movers = [row for row in self.free if row < keep], [row for row in self.busy if row >= keep]
+        for name in PER_ROW:
+            rows = getattr(self, name)
+            rows[gaps] = rows[movers]
+            setattr(self, name, rows[:keep])
+        self.state = self.state.moved(movers, gaps, keep)
+        for row, to in zip(movers, gaps):
+            self.requests[to], self.lengths[to] = self.requests[row], self.lengths[row]
+        del self.requests[keep:], self.lengths[keep:]
 
     def _on_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.active_B.device)
@@ -321,14 +370,20 @@ def sample(logits_BC: Tensor, draw_B: Tensor, temperature: float, top_p: float) 
     if temperature == 0:
         return logits_BC.argmax(1)
     probs_BC = (logits_BC / temperature).softmax(1)
-    # The short list spares a CPU the sort; asking whether it was enough would make a GPU wait, which sorts for nothing.
-    num_likely = probs_BC.shape[1] if probs_BC.is_cuda else min(NUCLEUS, probs_BC.shape[1])
-    likely_BN, ids_BN = probs_BC.topk(num_likely, dim=1)
-    choice_B = _invert(likely_BN, ids_BN, draw_B, top_p)
-    wide_B = likely_BN.sum(1) < top_p
-    if likely_BN.shape[1] < probs_BC.shape[1] and bool(wide_B.any()):
-        sorted_RC, ids_RC = probs_BC[wide_B].sort(dim=1, descending=True, stable=True)
-        choice_B[wide_B] = _invert(sorted_RC, ids_RC, draw_B[wide_B], top_p)
+    if (
+        probs_BC.device.type != "cpu"
+    ):  # asking whether a short list was enough would make a GPU wait, which sorts for nothing
+        return _invert(*probs_BC.sort(dim=1, descending=True, stable=True), draw_B, top_p)
+    choice_B = torch.empty(len(probs_BC), dtype=torch.long)
+    left_R = torch.arange(len(probs_BC))
+    for size in SHORT_LISTS:
+        likely_RN, ids_RN = probs_BC[left_R].topk(min(size, probs_BC.shape[1]), dim=1)
+        choice_B[left_R] = _invert(likely_RN, ids_RN, draw_B[left_R], top_p)
+        left_R = left_R[likely_RN.sum(1) < top_p]
+        if not len(left_R):
+            return choice_B
+    sorted_RC, ids_RC = probs_BC[left_R].sort(dim=1, descending=True, stable=True)
+    choice_B[left_R] = _invert(sorted_RC, ids_RC, draw_B[left_R], top_p)
     return choice_B
 
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel
@@ -188,6 +190,36 @@ def test_a_request_alone_is_the_request_in_any_company(overfitted, requests, cha
     for i in range(0, 40, 3):
         assert same(together[i], speaker.generate([texts[i]], [seeds[i]])[0])
     assert speaker.stats.retries > 0  # so the sameness above covers second attempts too
+
+
+def test_a_step_looks_at_no_tensor():
+    """On the meta device there is nothing to look at, as on a GPU nothing may be waited for."""
+    with torch.device("meta"):
+        model = TextToTokenLM(CONFIG)
+    slots = generation._Slots(model, EngineConfig(), num_rows=3, max_tokens=20)
+    request, _ = generation.request_of("red dog", 0, 0, TOKENIZER, "word", EngineConfig())
+    slots.requests[1], slots.lengths[1] = request, 5
+    for _ in range(2):
+        slots.step()
+    assert slots.lengths[1] == 7
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        slots.collect()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.3, 2.0, 8.0]), st.sampled_from([0.3, 0.9, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_short_lists_choose_what_sorting_everything_chooses(seed, sharpness, top_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(6, 300, generator=generator)
+    draws = torch.rand(6, generator=generator)
+    probs, ids = logits.softmax(1).sort(1, descending=True)
+    chosen = generation.sample(logits, draws, 1.0, top_p)
+    assert chosen.tolist() == generation._invert(probs, ids, draws, top_p).tolist()
+    for row, choice in enumerate(chosen.tolist()):  # by definition: the first place where the mass passes the draw
+        mass = probs[row].double().cumsum(0)
+        num_inside = int((mass - probs[row] < top_p - 1e-6).sum())
+        before = mass[ids[row].tolist().index(choice)] - probs[row][ids[row].tolist().index(choice)]
+        assert before <= draws[row] * mass[num_inside - 1] + 1e-4
 
 
 def test_another_attempt_is_another_draw(overfitted, requests):

@@ -81,6 +81,41 @@ def test_outgrown_cache_is_an_error_that_says_so() -> None:
     assert (y_BD == 0).all()
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8), st.booleans())
+@torch.no_grad()
+def test_steps_that_look_at_nothing_equal_forward(steps: list[list[bool]], windowed: bool) -> None:
+    """Rows that do not grow ride along and leave no trace; the host's count may be more than the longest row."""
+    model, x_BTD = stack(3 if windowed else None), random_x(3, 9, 32)
+    expected = causal(model, x_BTD)
+    state, done = model.init_state(3, 9), [0, 0, 0]
+    for step, grows in enumerate(steps):
+        x_new = torch.stack([x_BTD[b, d] if grows[b] else torch.full((32,), 7.0) for b, d in enumerate(done)])
+        y_BTD, state = model.extend(x_new[:, None], torch.tensor(grows).long(), state, longest=step + 1)
+        for b, d in enumerate(done):
+            if grows[b]:
+                torch.testing.assert_close(y_BTD[b, 0], expected[b, d], atol=2e-5, rtol=1e-4)
+                done[b] += 1
+    assert state.length_B.tolist() == done
+    with pytest.raises(ValueError, match="max_tokens=9"):
+        model.extend(x_BTD[:, :1], torch.ones(3, dtype=torch.int64), state, longest=10)
+
+
+@torch.no_grad()
+def test_moved_rows_go_on_where_they_were() -> None:
+    model, x_BTD = stack(), random_x(4, 6, 32)
+    expected = causal(model, x_BTD)
+    state = model.init_state(4, 6)
+    for t in range(3):
+        _, state = model.step(x_BTD[:, t], state, torch.tensor([True, True, True, t < 2]))
+    state = state.moved([3], [0], 3)  # row 0 is dropped
+    y_BD, state = model.step(torch.stack([x_BTD[3, 2], x_BTD[1, 3], x_BTD[2, 3]]), state)
+    torch.testing.assert_close(
+        y_BD, torch.stack([expected[3, 2], expected[1, 3], expected[2, 3]]), atol=2e-5, rtol=1e-4
+    )
+    assert state.length_B.tolist() == [3, 4, 4]
+
+
 def test_causal_mask_by_hand() -> None:
     mask = causal_mask(torch.tensor([[0, 0, 0, 1]]), window=2)[0].int().tolist()
     assert mask == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
