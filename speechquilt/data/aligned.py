@@ -7,7 +7,7 @@ readers expect, so the folder with the metadata moves only together with the aud
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,15 @@ class AlignedFolder(ItemFolder[AlignedRecording]):
     kind = ALIGNED
 
 
-def write_metadata(folder: Path, root: Path, recordings: Sequence[AlignedRecording] | AlignedFolder) -> None:
+def write_metadata(folder: Path, root: Path, recordings: Iterable[AlignedRecording]) -> None:
     """`folder`/metadata.jsonl, whole or not at all: a row per recording, its audio found from there through `root`."""
     from_folder = os.path.relpath(
         root.resolve(), folder.resolve()
     )  # ".." leads out of a link's target, not of the link
     temporary = folder / f"{METADATA}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        for number in range(len(recordings)):
-            file.write(json.dumps(_row(recordings[number], from_folder), ensure_ascii=False) + "\n")
+        for recording in recordings:
+            file.write(json.dumps(_row(recording, from_folder), ensure_ascii=False) + "\n")
     temporary.replace(folder / METADATA)
 
 

@@ -231,6 +231,11 @@ class ItemFolder(Generic[Item]):
         shard, row = self._find(index)
         return shard.item(row)
 
+    def in_order(self) -> Iterator[Item]:
+        """All items, with one shard in memory at a time; access by index keeps every shard that it has read."""
+        for entry in self.manifest["shards"]:
+            yield from map(self._read(entry).item, range(entry["documents"]))
+
     def text(self, index: int) -> str:
         """The original text behind item `index`, "" when the writer gave none."""
         shard, row = self._find(index)
@@ -254,10 +259,11 @@ class ItemFolder(Generic[Item]):
             raise IndexError(f"document {index} of {self.folder}, which has {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         if shard not in self._loaded:
-            entry = self.manifest["shards"][shard]
-            path = self.folder / entry["file"]
-            self._loaded[shard] = _read_shard(path, self.kind, self.info, entry["documents"])
+            self._loaded[shard] = self._read(self.manifest["shards"][shard])
         return self._loaded[shard], index - int(self._starts[shard])
+
+    def _read(self, entry: dict[str, Any]) -> "_Shard[Item]":
+        return _read_shard(self.folder / entry["file"], self.kind, self.info, entry["documents"])
 
 
 class _Documents:
@@ -337,8 +343,7 @@ class ShardFolder(ItemFolder[Document]):
 
 def read_documents(folder: Path) -> Iterator[Document]:
     """All documents of a finished folder, in order."""
-    shards = ShardFolder(folder)
-    return (shards[i] for i in range(len(shards)))
+    return ShardFolder(folder).in_order()
 
 
 def kind_of(folder: Path) -> str:

@@ -144,7 +144,7 @@ def align(
     job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_task)
     counts = jobs.run(job, "local", workers, (), max_reject_ratio, num_workers(device))
     assert counts is not None  # only a queue leaves them open
-    write_metadata(output, root, AlignedFolder(output / OUTPUT))
+    write_metadata(output, root, AlignedFolder(output / OUTPUT).in_order())
     print("\n".join(f"{name:<10} {n}" for name, n in counts.items()))
     print(f"\nmade     {output / METADATA}\nnext     speechquilt tokenize {output} SHARDS --tokenizer RUN_OR_FOLDER")
 

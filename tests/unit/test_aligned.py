@@ -48,7 +48,7 @@ def test_readers_find_the_audio_and_the_words_from_anywhere(written: list[Aligne
             for recording in written:
                 writer.write(recording, recording.text)
         kept = AlignedFolder(folder / "aligned")
-        write_metadata(folder, root, kept)
+        write_metadata(folder, root, kept.in_order())
         items = list(list_audio(folder))
         assert [(item["id"], item["text"]) for item in items] == [(r.id, r.text) for r in written]
         for item, recording, row in zip(items, written, (kept[i] for i in range(len(kept)))):

@@ -1,6 +1,7 @@
 """Shards: documents come back as they were written, and every kind of damage is named."""
 
 import json
+import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechquilt.data import shards
 from speechquilt.data.shards import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -243,3 +245,27 @@ def test_ids_outside_the_vocabulary_are_refused_when_written(tmp_path):
     bad = Document(id="x", source="a", segments=(Segment(modality="speech", ids_T=np.asarray([50])),))
     with pytest.raises(ValueError, match=r"document 'x': speech ids span 50\.\.50.*0\.\.49"):
         write(tmp_path / "s", [bad])
+
+
+def test_reading_in_order_holds_one_shard_at_a_time(tmp_path, monkeypatch):
+    """Counted where shards are read and where they are freed."""
+    write(tmp_path / "s", [plain(i) for i in range(9)], documents_per_shard=2)
+    read_one, alive, most = shards._read_shard, weakref.WeakSet(), []
+
+    class Counted:
+        def __init__(self, shard):
+            self.shard = shard
+
+        def item(self, row):
+            return self.shard.item(row)
+
+    def counting(*arguments):
+        most.append(len(alive))
+        alive.add(counted := Counted(read_one(*arguments)))
+        return counted
+
+    monkeypatch.setattr(shards, "_read_shard", counting)
+    for document, expected in zip(ShardFolder(tmp_path / "s").in_order(), map(plain, range(9)), strict=True):
+        assert_same(expected, document)
+    assert len(most) == 5
+    assert max(most) <= 1  # the one before, until the new one has its name
