@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechquilt.data.bulk import STATS
 from speechquilt.data.interleave import split_words
 from speechquilt.data.parallel import SILENCE, SpokenText
 from speechquilt.data.shards import ShardFolder
@@ -30,7 +31,6 @@ from speechquilt.tokenizer.loading import load
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.types import Document, Segment, UnitEnd
 
-STATS = "stats.json"  # what the stage that made the folder counted, beside the manifest
 SAMPLES, PAGE_SAMPLES = 3, 12
 QUANTILES = (5, 50, 95)
 _ROWS = 256  # documents in memory at once
