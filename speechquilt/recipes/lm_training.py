@@ -30,7 +30,9 @@ class LMTraining:
     """`shards`: source name -> folder, for example '{"speech": "shards/speech", "text": "shards/text"}'; `weights`: share of
     tokens per source (default: the story's, for the sources given), or `mixture`: a preset of `mixtures` instead of them;
     `max_epochs`: source name -> how often it may be gone through; `join_seconds` above 0 makes one document of neighbouring
-    recordings whose ids agree on the first group of `join_session`, up to that length (docs/how-to/mixtures.md); `tokenizer`: run folder of the speech tokenizer.
+    recordings whose ids agree on the first group of `join_session`, up to that length (docs/how-to/mixtures.md);
+    `tokenizer`: run folder of the speech tokenizer.
+
     `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
     that many BPE pieces. `preset` is a size of docs/presets.md, `text_path` the way of text in a latent model ("decoder" or
     "bypass"), `warm_start` a Hugging Face folder to start from. On many GPUs: docs/how-to/many-gpus.md.
@@ -57,30 +59,37 @@ class LMTraining:
 
 
 def run_lm(settings: LMTraining) -> None:
-    """`speechquilt train lm`."""
-    tokenizer, shards = tokenizer_and_shards(settings.tokenizer, settings.shards)
-    recipe = LMRecipe(
+    """`speechquilt train lm`; resumes by itself. Prints the mixture and what was measured."""
+    try:
+        tokenizer, shards = tokenizer_and_shards(settings.tokenizer, settings.shards)
+        recipe = recipe_of(settings, tokenizer.frame_rate)
+        if distributed.rank() == 0:
+            print(f"mixture  {shares(recipe.weights)}")
+        folder = Path(settings.run_dir)
+        make_folder(folder)
+        found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
+        if distributed.rank() == 0:
+            tokenizer.save(folder / "tokenizer")
+            report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
+    finally:
+        distributed.stop()
+
+
+def recipe_of(settings: LMTraining, frame_rate: float) -> LMRecipe:
+    """The training that the settings ask for, at the tokenizer's tokens per second. Raises ValueError as `LMRecipe` does."""
+    return LMRecipe(
         model=model_of(settings.kind, settings.preset, settings.text_path),
         warm_start=settings.warm_start,
         patcher=settings.patcher,
         weights=weights_of(settings.mixture, settings.weights, settings.shards),
         max_epochs=settings.max_epochs,
-        join=JoinConfig(max_tokens=round(settings.join_seconds * tokenizer.frame_rate), session=settings.join_session),
+        join=JoinConfig(max_tokens=round(settings.join_seconds * frame_rate), session=settings.join_session),
         pack=settings.pack,
         train=settings.train,
         budget=settings.budget,
         budget_amount=settings.budget_amount,
         speech_pieces=settings.speech_pieces,
     )
-    if distributed.rank() == 0:
-        print(f"mixture  {shares(recipe.weights)}")
-    folder = Path(settings.run_dir)
-    make_folder(folder)
-    found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
-    if distributed.rank() == 0:
-        tokenizer.save(folder / "tokenizer")
-        report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")
-    distributed.stop()
 
 
 def model_of(
