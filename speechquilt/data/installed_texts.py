@@ -34,7 +34,7 @@ class InstalledTextsConfig:
 
     sources: tuple[str, ...] = ("licences", "topics", "packages", "docstrings")
     mib_per_source: float = 0.75
-    held_out_every: int = 6
+    held_out_every: int = 4
 
     def __post_init__(self) -> None:
         for source in self.sources:
