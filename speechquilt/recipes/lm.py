@@ -32,7 +32,7 @@ from speechquilt.recipes.shards import text_fingerprint
 from speechquilt.text import TextTokenizer
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.next_token import NextTokenObjective
-from speechquilt.train.trainer import TrainConfig, Trainer
+from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
@@ -179,22 +179,23 @@ def train_lm(
         model_folder.save(model.eval().to("cpu"), folder)
         text_tokenizer.save(folder / "text_tokenizer.json")
         config.save(data.run, folder / "run.json")
+    return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
+
+
+def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:
     totals = {key.removeprefix("total_"): value for key, value in done.totals.items()}
     text_tokens = totals["tokens"] - totals["speech_tokens"]
     return {
-        f"lm.{name}.{key}": value
-        for key, value in {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": done.steps,
-            "units": int(totals["units"]),
-            "tokens": int(totals["tokens"]),
-            "speech_tokens": int(totals["speech_tokens"]),
-            "text_tokens": int(text_tokens),
-            "flops": totals["flops"],
-            "seconds": done.seconds,
-            "patch_size": totals["speech_tokens"] / max(1.0, totals["speech_units"]),
-            "text_patch_size": text_tokens / max(1.0, totals["units"] - totals["speech_units"]),
-        }.items()
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": done.steps,
+        "units": int(totals["units"]),
+        "tokens": int(totals["tokens"]),
+        "speech_tokens": int(totals["speech_tokens"]),
+        "text_tokens": int(text_tokens),
+        "flops": totals["flops"],
+        "seconds": done.seconds,
+        "patch_size": totals["speech_tokens"] / max(1.0, totals["speech_units"]),
+        "text_patch_size": text_tokens / max(1.0, totals["units"] - totals["speech_units"]),
     }
 
 
