@@ -4,8 +4,8 @@ Place in the pipeline: layer 4. Stages: `corpus` (data/installed_texts) -> `toke
 the training documents that espeak-ng speaks -> `interleaved`, what `speechquilt interleave` makes of the held-out
 documents, every span read back -> `reader`, the same spans spoken by espeak-ng. Leaves results.json and real_text.md.
 Cost: about 20 minutes on two cores, estimated from the toy story's stages, not measured.
-Trap: the reader makes mistakes of its own, many on words it never heard. The noise of a span is an upper bound, and what
-the reader makes of espeak-ng's speech of the same spans says how much of it is the reader's.
+Trap: the reader makes mistakes of its own, many on words it never heard, and they count as noise; what it makes of espeak-ng's
+speech of the same spans says how many.
 """
 
 import json
