@@ -8,6 +8,7 @@ that is refused, never one that is silently short.
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -113,7 +114,9 @@ class ItemWriter(Generic[Item]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MANIFEST).unlink(missing_ok=True)
-            for old in [*self.folder.glob("shard-*.parquet"), *self.folder.glob("*.tmp")]:
+            for old in [
+                old for left in ("shard-*.parquet", "shard-*.arrow", "*.tmp") for old in self.folder.glob(left)
+            ]:
                 old.unlink()
             self._rejects_file = (self.folder / REJECTS).open("w", encoding="utf-8")
         except OSError as error:
@@ -199,14 +202,15 @@ class ItemWriter(Generic[Item]):
 class ItemFolder(Generic[Item]):
     """Random access to the items of a finished folder; a shard is read when one of its items is first wanted.
 
+    `mapped`: shards lie in memory-mapped Arrow files beside the Parquet ones (`_mapped`), for corpora larger than memory.
     Raises FileNotFoundError when the folder is missing or unfinished, ValueError when it holds another kind of item or
     a file is damaged.
     """
 
     kind: ShardKind[Item]  # a subclass names it
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, *, mapped: bool = False) -> None:
+        self.folder, self._mapped = Path(folder), mapped
         self.manifest = _read_manifest(self.folder)
         found = _kind_of(self.manifest)
         if found != self.kind.name:
@@ -232,7 +236,7 @@ class ItemFolder(Generic[Item]):
         return shard.item(row)
 
     def in_order(self) -> Iterator[Item]:
-        """All items, with one shard in memory at a time; access by index keeps every shard that it has read."""
+        """All items, with one shard in memory at a time; access by index keeps every shard that it has read (or mapped)."""
         for entry in self.manifest["shards"]:
             yield from map(self._read(entry).item, range(entry["documents"]))
 
@@ -263,7 +267,7 @@ class ItemFolder(Generic[Item]):
         return self._loaded[shard], index - int(self._starts[shard])
 
     def _read(self, entry: dict[str, Any]) -> "_Shard[Item]":
-        return _read_shard(self.folder / entry["file"], self.kind, self.info, entry["documents"])
+        return _read_shard(self.folder / entry["file"], self.kind, self.info, entry["documents"], self._mapped)
 
 
 class _Documents:
@@ -359,17 +363,55 @@ class _Shard(Generic[Item]):
     text: pa.Array
 
 
-def _read_shard(path: Path, kind: ShardKind[Item], info: ShardInfo, num_items: int) -> _Shard[Item]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+def _read_shard(
+    path: Path, kind: ShardKind[Item], info: ShardInfo, num_items: int, mapped: bool = False
+) -> _Shard[Item]:
+    table = _map(path) if mapped else _read(path)
     metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
     expected = metadata is not None and json.loads(metadata) == _metadata(info)
     if not expected or len(table) != num_items or table.column_names != kind.schema.names:
         raise _damaged(path, f"its rows, columns or metadata are not those that {MANIFEST} describes")
-    column = {name: table.column(name).combine_chunks() for name in kind.schema.names}
+    column = {name: _one_array(table.column(name)) for name in kind.schema.names}
     return _Shard(kind.open(column), column["text"])
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even a single chunk
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def _map(path: Path) -> pa.Table:
+    """The rows of a shard in an uncompressed Arrow file beside it, made when it is missing or older than the shard.
+
+    Its pages come and go with use, and all processes of a machine share them.
+    """
+    arrow = path.with_suffix(".arrow")
+    if not arrow.is_file() or arrow.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        _copy_uncompressed(path, arrow)
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{arrow} is damaged ({error}); delete it, it is made again from {path.name}") from error
+
+
+def _copy_uncompressed(path: Path, arrow: Path) -> None:
+    table = _read(path).combine_chunks()
+    temporary = arrow.with_name(f"{arrow.name}.{uuid.uuid4().hex}.tmp")  # several processes may make the same copy
+    try:
+        with pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
+        os.replace(temporary, arrow)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write {arrow} ({error}); mapped shards need room beside them, or read them without mapping"
+        ) from error
 
 
 def _metadata(info: ShardInfo) -> dict[str, Any]:

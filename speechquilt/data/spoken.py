@@ -73,9 +73,9 @@ class SpokenFolder(ItemFolder[SpokenText]):
     kind = SPOKEN
 
 
-def open_shards(folder: Path) -> ShardFolder | SpokenFolder:
+def open_shards(folder: Path, *, mapped: bool = False) -> ShardFolder | SpokenFolder:
     """A finished folder of either kind. Raises FileNotFoundError or ValueError as the two do."""
-    return SpokenFolder(folder) if kind_of(folder) == SPOKEN.name else ShardFolder(folder)
+    return (SpokenFolder if kind_of(folder) == SPOKEN.name else ShardFolder)(folder, mapped=mapped)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,15 +145,22 @@ class LMData:
 
 
 def train_lm(
-    recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path, name: str
+    recipe: LMRecipe,
+    shards: dict[str, Path],
+    text_tokenizer: TextTokenizer,
+    folder: Path,
+    name: str,
+    *,
+    map_shards: bool = False,
 ) -> dict[str, Any]:
     """Train on the sources of `shards` that have a weight; save to `folder`; return flat results (`lm.<name>.*`).
 
+    `map_shards`: see `open_data`.
     Counts in the results: `units` are what the global model steps over (with `speech_pieces`, pieces); `tokens` and
     `speech_tokens` are base tokens for every kind of run.
     Raises ValueError when the shards were made with different tokenizers, or with another than `text_tokenizer`.
     """
-    data = open_data(recipe, shards, text_tokenizer, folder)
+    data = open_data(recipe, shards, text_tokenizer, folder, map_shards)
     patcher = recipe.patcher.build()
     train = replace(recipe.train, steps=num_steps(recipe, data, patcher))
     vocab = data.run.vocab
@@ -209,9 +216,14 @@ def new_model(recipe: LMRecipe, vocab: Vocab) -> PlainLM | LatentLM:
     return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed)
 
 
-def open_data(recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path) -> LMData:
-    """Open the sources that have a weight; learn the speech BPE into `folder`, or read it there when it is there already."""
-    opened = {s: open_shards(path) for s, path in shards.items() if recipe.weights.get(s)}
+def open_data(
+    recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path, map_shards: bool = False
+) -> LMData:
+    """Open the sources that have a weight; learn the speech BPE into `folder`, or read it there when it is there already.
+
+    `map_shards` maps them into memory, for corpora that do not fit; the documents are the same.
+    """
+    opened = {s: open_shards(path, mapped=map_shards) for s, path in shards.items() if recipe.weights.get(s)}
     run = _run_of(opened, text_tokenizer, recipe.patcher)
     encode = word_by_word(text_tokenizer)
     pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None

@@ -31,7 +31,8 @@ class LMTraining:
     tokens per source (default: the story's, for the sources given), or `mixture`: a preset of `mixtures` instead of them;
     `max_epochs`: source name -> how often it may be gone through; `join_seconds` above 0 makes one document of neighbouring
     recordings whose ids agree on the first group of `join_session`, up to that length (docs/how-to/mixtures.md);
-    `tokenizer`: run folder of the speech tokenizer.
+    `tokenizer`: run folder of the speech tokenizer; `map_shards` reads shards through an uncompressed copy beside each, for
+    corpora larger than memory.
 
     `budget` "units" or "tokens" trains for `budget_amount` of them instead of `train.steps`; `speech_pieces` reads speech as
     that many BPE pieces. `preset` is a size of docs/presets.md, `text_path` the way of text in a latent model ("decoder" or
@@ -39,6 +40,7 @@ class LMTraining:
     """
 
     shards: dict[str, str] = field(default_factory=dict)
+    map_shards: bool = False
     tokenizer: str = "runs/tokenizer"
     run_dir: str = "runs/lm"
     kind: Literal["plain", "latent"] = "latent"
@@ -67,7 +69,8 @@ def run_lm(settings: LMTraining) -> None:
             print(f"mixture  {shares(recipe.weights)}")
         folder = Path(settings.run_dir)
         make_folder(folder)
-        found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm")
+        text_tokenizer = text_tokenizer_of(tokenizer)
+        found = train_lm(recipe, shards, text_tokenizer, folder, "lm", map_shards=settings.map_shards)
         if distributed.rank() == 0:
             tokenizer.save(folder / "tokenizer")
             report(found, folder, f"speechquilt eval {settings.run_dir} ITEMS.jsonl")

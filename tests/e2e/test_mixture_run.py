@@ -48,7 +48,13 @@ def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_pat
     paths = json.dumps({name: str(shards[name]) for name in ("text", "parallel")})
     small = ["pack.rows=2", "train.steps=3", "train.warmup_steps=1", "train.log_every=1", 'train.device="cpu"']
     names = [f"shards={paths}", f"tokenizer={tmp_path / 'tokenizer'}", f"run_dir={tmp_path / 'run'}"]
-    options = ["mixture=lst_paper", 'max_epochs={"text": 2}', "join_seconds=60", r"join_session=(u)\d+"]
+    options = [
+        "mixture=lst_paper",
+        'max_epochs={"text": 2}',
+        "join_seconds=60",
+        r"join_session=(u)\d+",
+        "map_shards=true",
+    ]
     assert cli.main(["train", "lm", *names, *options, *small]) == 0, capsys.readouterr().err
     assert "mixture  text 66.7%, parallel 33.3%" in capsys.readouterr().out
     state = checkpoint.load_state(checkpoint.latest(tmp_path / "run"))["loader"]["mixture"]["made_for"]

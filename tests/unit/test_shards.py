@@ -1,9 +1,11 @@
 """Shards: documents come back as they were written, and every kind of damage is named."""
 
 import json
+import os
 import weakref
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -72,11 +74,11 @@ def write(folder, docs, rejected=(), **options):
 
 
 @settings(max_examples=25, deadline=None)
-@given(docs=st.lists(documents, max_size=9), per_shard=st.integers(1, 4))
-def test_round_trip(tmp_path_factory, docs, per_shard):
+@given(docs=st.lists(documents, max_size=9), per_shard=st.integers(1, 4), mapped=st.booleans())
+def test_round_trip(tmp_path_factory, docs, per_shard, mapped):
     folder = tmp_path_factory.mktemp("shards")
     write(folder, docs, documents_per_shard=per_shard)
-    shards = ShardFolder(folder)
+    shards = ShardFolder(folder, mapped=mapped)
     assert len(shards) == len(docs)
     assert len(list(folder.glob("*.parquet"))) == -(-len(docs) // per_shard)
     assert not list(folder.glob("*.tmp"))
@@ -269,3 +271,56 @@ def test_reading_in_order_holds_one_shard_at_a_time(tmp_path, monkeypatch):
         assert_same(expected, document)
     assert len(most) == 5
     assert max(most) <= 1  # the one before, until the new one has its name
+
+
+def test_mapped_shards_stay_out_of_memory(tmp_path):
+    """What Arrow has allocated after all documents were read and kept: everything, or nothing."""
+    segments = (Segment(modality="text", ids_T=np.arange(500) % 100),)
+    write(
+        tmp_path / "s",
+        [Document(id=str(i), source="a", segments=segments) for i in range(800)],
+        documents_per_shard=100,
+    )
+    list(ShardFolder(tmp_path / "s", mapped=True).in_order())  # makes the copies
+
+    def allocated(mapped: bool) -> int:
+        before = pa.total_allocated_bytes()
+        folder = ShardFolder(tmp_path / "s", mapped=mapped)
+        kept = [folder[i] for i in range(800)]
+        assert len(kept) == 800
+        return pa.total_allocated_bytes() - before
+
+    assert allocated(mapped=False) > 800 * 500 * 4
+    assert allocated(mapped=True) < 100_000
+
+
+def test_the_copy_of_a_mapped_shard_is_made_once_and_again_for_a_new_shard(tmp_path):
+    folder, copy = tmp_path / "s", tmp_path / "s" / "shard-00000.arrow"
+    write(folder, [plain(3)])
+    assert ShardFolder(folder, mapped=True)[0].id == "d3"
+    made = copy.stat().st_mtime_ns
+    assert ShardFolder(folder, mapped=True)[0].id == "d3"
+    assert copy.stat().st_mtime_ns == made
+    stale = copy.read_bytes()
+    write(folder, [plain(4)], overwrite=True)
+    assert not copy.exists()
+    copy.write_bytes(stale)
+    os.utime(copy, ns=(0, 0))
+    assert ShardFolder(folder, mapped=True)[0].id == "d4"
+
+
+def test_a_damaged_or_unwritable_copy_is_named(tmp_path, monkeypatch):
+    folder, copy = tmp_path / "s", tmp_path / "s" / "shard-00000.arrow"
+    write(folder, [plain(i) for i in range(50)])
+    copy.write_bytes(b"ARROW1 and no more")
+    with pytest.raises(ValueError, match=r"shard-00000.arrow is damaged .* delete it"):
+        ShardFolder(folder, mapped=True)[0]
+    copy.unlink()
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="mapped shards need room beside them"):
+        ShardFolder(folder, mapped=True)[0]
+    assert not list(folder.glob("*.tmp"))
+
+
+def failing(*_: object) -> None:
+    raise OSError(28, "No space left on device")
