@@ -3,7 +3,7 @@
 Place in the pipeline: layer 4. Stages: `corpus` (data/installed_texts) -> `tokenizer` and `text_to_token`, trained on sentences of
 the training documents that espeak-ng speaks -> `interleaved`, what `speechquilt interleave` makes of the held-out
 documents, every span read back -> `reader`, the same spans spoken by espeak-ng. Leaves results.json and real_text.md.
-Cost: about 20 minutes on two cores, estimated from the toy story's stages, not measured.
+Cost: about 20 minutes on two cores, estimated; docs/results-real-text.md has a shorter run.
 Trap: the reader makes mistakes of its own, many on words it never heard, and they count as noise; what it makes of espeak-ng's
 speech of the same spans says how many.
 """
