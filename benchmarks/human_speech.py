@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from speechquilt import audio
 from speechquilt.evals.wer import EditErrors, cer, wer
+from speechquilt.recipes.speech import encode_all
 from speechquilt.recipes.tokenizer import stream
 from speechquilt.tokenizer.model import SpeechTokenizer
 from speechquilt.tts import EspeakTTSConfig
@@ -35,14 +35,10 @@ def clips() -> list[Utterance]:
 
 def measure(tokenizer: SpeechTokenizer, utterances: list[Utterance]) -> tuple[list[str], EditErrors, EditErrors]:
     """-> what is read back of each, word and character errors. Streams each clip and compares."""
-    tokens = []
-    for utterance in utterances:
-        wav_S = torch.from_numpy(audio.resample(utterance.audio, tokenizer.sample_rate).samples_S)
-        ids_BT, _ = tokenizer.encode(wav_S[None], torch.tensor([len(wav_S)]))
-        assert np.array_equal(stream(tokenizer, wav_S.numpy(), 1111), ids_BT[0].numpy()), (
-            "streaming differs from offline"
-        )
-        tokens.append(ids_BT[0].numpy())
+    waves = [audio.resample(u.audio, tokenizer.sample_rate) for u in utterances]
+    tokens = encode_all(tokenizer, waves)
+    for wave, ids_T in zip(waves, tokens):
+        assert np.array_equal(stream(tokenizer, wave.samples_S, 1111), ids_T), "streaming differs from offline"
     heard = tokenizer.read_back(tokens)
     pairs = [(u.text, text) for u, text in zip(utterances, heard)]
     return heard, wer(pairs), cer(pairs)

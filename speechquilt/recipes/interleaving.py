@@ -139,16 +139,11 @@ def _questions() -> dict[str, Question]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterleavingConfig:
-    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
-    story, `prepared`; `steps` 0 keeps the story's."""
+class InterleavingConfig(studies.StudyConfig):
+    """`questions`: what is compared with what."""
 
     run_dir: str = "runs/interleaving"
-    prepared: str = ""
-    story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
-    seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 650
-    num_stories: int = 200
     questions: dict[str, Question] = field(default_factory=_questions)
 
     @property
@@ -162,7 +157,7 @@ def study(config: InterleavingConfig) -> Path:
     full = toy.scaled(config.story)
     for condition in config.conditions:
         condition.weights(full.weights)  # a wrong one is said now, not after an hour
-    made = studies.start(config.story, config.prepared)
+    made = config.start()
     folder = Path(config.run_dir)
     voiced = Story(folder, made.fingerprint).stage(
         "voiced",

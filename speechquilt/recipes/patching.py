@@ -44,16 +44,10 @@ def _plain(**more: Any) -> SystemConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchingConfig:
-    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
-    story, `prepared`; `steps` 0 keeps the story's."""
+class PatchingConfig(studies.StudyConfig):
+    """`systems` to compare, each with its gain over `reference`."""
 
     run_dir: str = "runs/patching"
-    prepared: str = ""
-    story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 0
-    num_stories: int = 200
     reference: str = "baseline"
     systems: dict[str, SystemConfig] = field(
         default_factory=lambda: {
@@ -72,7 +66,7 @@ class PatchingConfig:
 
 def study(config: PatchingConfig) -> Path:
     """Train and ask every system with every seed, two at a time on two cores; returns the path of patching.md."""
-    made = studies.start(config.story, config.prepared)
+    made = config.start()
     results: dict[str, Any] = {}
     for compute_controlled in (True, False):  # the others wait to know how many tokens to read
         jobs = [

@@ -7,6 +7,7 @@ inside them, because three seeds say little about a fourth.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,29 @@ from speechquilt.types import Segment
 DETAILS = "details.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
+    story, `prepared`; `steps` 0 keeps the story's."""
+
+    run_dir: str
+    prepared: str = ""
+    story: toy.ToyConfig = field(default_factory=toy.ToyConfig)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 0
+    num_stories: int = 200
+
+    def start(self) -> toy.Prepared:
+        """The finished story, taken as it is when `prepared` names it; made where it is missing otherwise."""
+        full = toy.scaled(self.story)
+        if self.prepared:
+            return toy.finished(full, Path(self.prepared))
+        return toy.prepare(full, Story(Path(full.run_dir)))
+
+
 def run_names(system: str, seeds: Sequence[int]) -> list[str]:
     """The folder of a system with each of its seeds."""
     return [f"{system}_seed{seed}" for seed in seeds]
-
-
-def start(story: toy.ToyConfig, prepared: str) -> toy.Prepared:
-    """The finished story in the folder `prepared`, taken as it is; or `story`'s own, made where it is missing when that is ""."""
-    full = toy.scaled(story)
-    return toy.finished(full, Path(prepared)) if prepared else toy.prepare(full, Story(Path(full.run_dir)))
 
 
 def train_and_ask(

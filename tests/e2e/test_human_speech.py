@@ -4,7 +4,6 @@ Networks here are small and have never heard people; nothing below expects them 
 sound: words in order inside the clip, streaming == offline, resampling that keeps the sound.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import human_speech
+from benchmarks.human_speech import CLIPS
 from speechquilt import audio
 from speechquilt.align import CTCAligner, Wav2Vec2Emitter
 from speechquilt.recipes.tokenizer import stream
@@ -22,7 +23,6 @@ from speechquilt.types import Utterance
 from tests.contracts.test_aligner import wav2vec2_folder
 
 ROOT = Path(__file__).parents[2]
-CLIPS = ROOT / ".cache" / "clips"
 TOY = ROOT / "runs" / "toy" / "tokenizer"
 pytestmark = pytest.mark.skipif(
     not (CLIPS / "transcription").is_file(), reason="the recordings are absent; `make clips` fetches them"
@@ -31,12 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def clips() -> list[Utterance]:
-    """Each line of `transcription` is `<s> words </s> (file name)`."""
-    lines = (CLIPS / "transcription").read_text().splitlines()
-    found = [re.fullmatch(r"<s> (.+) </s> \((.+)\)", line) for line in lines]
-    return [
-        Utterance(id=match[2], text=match[1], audio=audio.load(CLIPS / f"{match[2]}.wav")) for match in found if match
-    ]
+    return human_speech.clips()
 
 
 @pytest.fixture(scope="module")

@@ -236,11 +236,13 @@ def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_p
 def check_prepared(config: InterleavingConfig, run_dir: Path) -> None:
     """A finished story is taken as it is, but not for another world, and not when a stage is missing."""
     made = toy.prepare(toy.scaled(config.story), Story(run_dir / "story"))
-    assert study.start(config.story, str(run_dir / "story")) == made
+    assert replace(config, prepared=str(run_dir / "story")).start() == made
     with pytest.raises(ValueError, match="another world"):
-        study.start(replace(config.story, world=MicroWorldConfig(seed=5)), str(run_dir / "story"))
+        replace(
+            config, story=replace(config.story, world=MicroWorldConfig(seed=5)), prepared=str(run_dir / "story")
+        ).start()
     with pytest.raises(FileNotFoundError, match="world is not a finished stage"):
-        study.start(config.story, str(run_dir / "study"))
+        replace(config, prepared=str(run_dir / "study")).start()
 
 
 def check_voiced(config: InterleavingConfig, run_dir: Path) -> None:
