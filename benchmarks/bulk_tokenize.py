@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from speechquilt import audio
-from speechquilt.data import audio_files
-from speechquilt.data.audio_files import End, Piece
+from speechquilt.data.sources import audio_files
+from speechquilt.data.sources.audio_files import End, Piece
+from speechquilt.jobs import tokenize_audio as recipe
 from speechquilt.recipes import defaults
-from speechquilt.recipes import tokenize as recipe
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import load
-from speechquilt.tokenizer.presets import WHISPER, preset
+from speechquilt.tokenizer.whisper_sizes import WHISPER, preset
 from speechquilt.types import Waveform
 
 TEXT = "the red fox sees a small house by the river and walks on until it is night"

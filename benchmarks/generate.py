@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from speechquilt.model import presets
+from speechquilt.model import ladder
 from speechquilt.model.latent import LatentLM
-from speechquilt.model.lm import PlainLM
 from speechquilt.model.patcher import StaticPatcher
+from speechquilt.model.plain import PlainLM
 from speechquilt.vocab import Vocab
 
 VOCAB = Vocab(num_text=32_000, num_speech=501)
@@ -84,7 +84,7 @@ def spoken_prompts(arguments: argparse.Namespace) -> list[torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=presets.NAMES, default="420M")
+    parser.add_argument("--preset", choices=ladder.NAMES, default="420M")
     parser.add_argument("--patch", type=int, default=4, help="speech tokens per patch")
     parser.add_argument("--text-path", choices=("decoder", "bypass"), default="decoder", help="of the LST")
     parser.add_argument("--rows", type=int, default=1, help="sequences spoken side by side")
@@ -102,8 +102,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     prompts = spoken_prompts(arguments)
     speakers = []
-    lst = replace(presets.latent(arguments.preset), text_path=arguments.text_path)
-    for name, config in (("plain", presets.plain(arguments.preset)), ("LST", lst)):
+    lst = replace(ladder.latent(arguments.preset), text_path=arguments.text_path)
+    for name, config in (("plain", ladder.plain(arguments.preset)), ("LST", lst)):
         model = config.for_vocab(VOCAB).build().to(arguments.device)
         speakers.append(Speaker(name, model, arguments.patch, arguments))
         speakers[-1].hear(prompts)

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from speechquilt.model import presets
-from speechquilt.model.lm import PlainLM, PlainLMConfig
+from speechquilt.model import ladder
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.hugging_face import EMBEDDING, HEAD, hugging_face_config
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.train.objectives.next_token import NextTokenObjective
@@ -35,7 +35,7 @@ LARGE = Vocab(num_text=32_000, num_speech=501)
 SIZES = {
     "20M": (LlamaConfig(width=384, num_layers=8, num_heads=6, num_kv_heads=6, ffn_width=1024), SMALL),
     "100M": (LlamaConfig(width=768, num_layers=12, num_heads=12, num_kv_heads=12, ffn_width=2048), SMALL),
-    "420M": (presets.global_transformer("420M"), LARGE),
+    "420M": (ladder.global_transformer("420M"), LARGE),
 }
 
 

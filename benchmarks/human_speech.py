@@ -15,9 +15,9 @@ import numpy as np
 
 from speechquilt import audio
 from speechquilt.evals.wer import EditErrors, cer, wer
-from speechquilt.recipes.speech import encode_all
-from speechquilt.recipes.tokenizer import stream
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.stages.encode import encode_all
+from speechquilt.stages.train_tokenizer import stream
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.tts import EspeakTTSConfig
 from speechquilt.types import Utterance
 
@@ -33,7 +33,7 @@ def clips() -> list[Utterance]:
     return [Utterance(id=name, text=text, audio=audio.load(CLIPS / f"{name}.wav")) for text, name in found]
 
 
-def measure(tokenizer: SpeechTokenizer, utterances: list[Utterance]) -> tuple[list[str], EditErrors, EditErrors]:
+def measure(tokenizer: SupervisedTokenizer, utterances: list[Utterance]) -> tuple[list[str], EditErrors, EditErrors]:
     """-> what is read back of each, word and character errors. Streams each clip and compares."""
     waves = [audio.resample(u.audio, tokenizer.sample_rate) for u in utterances]
     tokens = encode_all(tokenizer, waves)
@@ -47,7 +47,7 @@ def measure(tokenizer: SpeechTokenizer, utterances: list[Utterance]) -> tuple[li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/toy/tokenizer"))
-    tokenizer = SpeechTokenizer.load(parser.parse_args().tokenizer)
+    tokenizer = SupervisedTokenizer.load(parser.parse_args().tokenizer)
     people, speaker = clips(), EspeakTTSConfig().build()
     for name, utterances in (
         ("LibriVox", people),

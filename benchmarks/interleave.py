@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from speechquilt.data.parallel import SILENCE, SpokenText, interleave_parallel, word_by_word
+from speechquilt.data.interleaving.parallel import SILENCE, SpokenText, interleave_parallel, word_by_word
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Document, Modality, Segment, UnitEnd
 

@@ -22,11 +22,13 @@ import torch
 
 from benchmarks.interleave import invented
 from benchmarks.plain_loader import PlainLoader, PlainSource
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig, PackedLoader
-from speechquilt.data.parallel import word_by_word
-from speechquilt.data.shards import ShardFolder, ShardInfo, ShardWriter
-from speechquilt.data.spoken import SpokenFolder, SpokenWriter, as_documents
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig, PackedLoader
+from speechquilt.data.feed.spoken_documents import as_documents
+from speechquilt.data.interleaving.parallel import word_by_word
+from speechquilt.data.shards.documents import ShardFolder, ShardWriter
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.shards.spoken import SpokenFolder, SpokenWriter
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.protocols import Loader
 from speechquilt.text import TextTokenizer

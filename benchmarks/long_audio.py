@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speechquilt.data.micro_world import MicroWorldConfig
+from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.evals.wer import wer
-from speechquilt.recipes.corpus import speak
-from speechquilt.recipes.speech import encode_all
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.stages.corpus import speak
+from speechquilt.stages.encode import encode_all
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.tts import EspeakTTSConfig
 from speechquilt.types import Waveform
 
@@ -42,13 +42,13 @@ def recordings(num_recordings: int, num_sentences: int, seed: int) -> list[tuple
     return made
 
 
-def with_context(model: SpeechTokenizer, context_frames: int) -> SpeechTokenizer:
-    changed = SpeechTokenizer(replace(model.config, context_frames=context_frames), model.text_tokenizer)
+def with_context(model: SupervisedTokenizer, context_frames: int) -> SupervisedTokenizer:
+    changed = SupervisedTokenizer(replace(model.config, context_frames=context_frames), model.text_tokenizer)
     changed.load_state_dict(model.state_dict())
     return changed.eval()
 
 
-def errors(model: SpeechTokenizer, texts: Sequence[str], waves: Sequence[Waveform]) -> np.ndarray:
+def errors(model: SupervisedTokenizer, texts: Sequence[str], waves: Sequence[Waveform]) -> np.ndarray:
     """Wrong words and all words of each wave, `[N, 2]`."""
     read = model.read_back(encode_all(model, waves))
     rates = [wer([pair]) for pair in zip(texts, read)]
@@ -69,7 +69,7 @@ def drawn(errors_N2: np.ndarray, base_N2: np.ndarray) -> tuple[float, float]:
 
 
 def changed_tokens(
-    model: SpeechTokenizer, waves: Sequence[Waveform], expected: Sequence[np.ndarray]
+    model: SupervisedTokenizer, waves: Sequence[Waveform], expected: Sequence[np.ndarray]
 ) -> tuple[float, float]:
     """Share of tokens that differ from `expected`: in the first blocks after the edges of windows, and elsewhere."""
     block = model.config.block_frames // model.config.pooling
@@ -83,7 +83,7 @@ def changed_tokens(
     return float(np.concatenate(first).mean()), float(np.concatenate(other).mean())
 
 
-def encoded_share(model: SpeechTokenizer, waves: Sequence[Waveform]) -> float:
+def encoded_share(model: SupervisedTokenizer, waves: Sequence[Waveform]) -> float:
     num_tokens = [-(-len(wave.samples_S) // model.token_samples) for wave in waves]
     read = sum(window.stop - window.start for n in num_tokens for window in model.rule.windows(n))
     return read / sum(num_tokens)
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = SpeechTokenizer.load(options.tokenizer)
+    model = SupervisedTokenizer.load(options.tokenizer)
     made = recordings(options.recordings, options.sentences, options.seed)
     texts = [" ".join(texts) for texts, _ in made]
     joined = [

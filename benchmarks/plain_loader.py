@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.interleave import plain_interleave
 from speechquilt.config import fingerprint
-from speechquilt.data.pack import FIRST_SHARE, PADDING_UNITS, WORTH_A_MOVE, PackConfig
-from speechquilt.data.parallel import SpokenText
+from speechquilt.data.feed.pack import FIRST_SHARE, PADDING_UNITS, WORTH_A_MOVE, PackConfig
+from speechquilt.data.interleaving.parallel import SpokenText
 from speechquilt.types import IGNORE, Batch
 from speechquilt.vocab import Vocab
 

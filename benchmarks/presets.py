@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from speechquilt.model import presets
+from speechquilt.model import ladder
 from speechquilt.model.flops import BACKWARD, forward_flops, paper_row
 from speechquilt.model.latent import LatentLM, LatentLMConfig
-from speechquilt.model.lm import PlainLM, PlainLMConfig
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.vocab import Vocab
 
 VOCAB = Vocab(num_text=32_000, num_speech=501)  # spec latent-speech-text 3.1
@@ -25,8 +25,8 @@ HEADER = (
 
 
 def models(name: str) -> Iterator[tuple[str, PlainLMConfig | LatentLMConfig]]:
-    yield "plain", presets.plain(name).for_vocab(VOCAB)
-    latent = presets.latent(name).for_vocab(VOCAB)
+    yield "plain", ladder.plain(name).for_vocab(VOCAB)
+    latent = ladder.latent(name).for_vocab(VOCAB)
     yield "LST", latent
     yield "LST, text bypass", replace(latent, text_path="bypass")
 
@@ -53,8 +53,8 @@ def training_flops_per_token(config: PlainLMConfig | LatentLMConfig, patch: int)
 
 def table(patch: int) -> str:
     lines = [HEADER, "|" + " --- |" * (HEADER.count("|") - 1)]
-    for name in presets.NAMES:
-        baseline = training_flops_per_token(presets.plain(name).for_vocab(VOCAB), 1)
+    for name in ladder.NAMES:
+        baseline = training_flops_per_token(ladder.plain(name).for_vocab(VOCAB), 1)
         for kind, config in models(name):
             count = parameters(config)
             flops = training_flops_per_token(config, 1 if kind == "plain" else patch)

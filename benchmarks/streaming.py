@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from speechquilt.recipes import defaults
-from speechquilt.tokenizer.presets import WHISPER, preset
 from speechquilt.tokenizer.token_encoder import FRAME_SAMPLES, TokenEncoder, TokenEncoderConfig
+from speechquilt.tokenizer.whisper_sizes import WHISPER, preset
 
 TOY = "toy"
 HEADER = (

@@ -30,11 +30,11 @@ from transformers import LlamaForCausalLM
 
 from speechquilt.nn.hugging_face import hugging_face_config
 from speechquilt.nn.llama import LlamaConfig
+from speechquilt.recipes import text_to_token_models
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token import presets
 from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, prompt_ids
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
-from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM
+from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
 from speechquilt.types import IGNORE, SpokenSpan
 
 NUM_SPEECH = 512
@@ -51,7 +51,7 @@ def sizes() -> str:
     """Parameters of every preset with the paper's vocabulary, counted on the meta device, and bytes of state per token."""
     header = "| preset | layers | width | heads (key) | body, M | vocabulary, M | parameters, M | state per token, KB (bf16) |"
     lines = [header, "|" + " --- |" * (header.count("|") - 1)]
-    for name, llama in presets.PRESETS.items():
+    for name, llama in text_to_token_models.PRESETS.items():
         with torch.device("meta"):
             model = TextToTokenLM(TextToTokenConfig(num_text=PAPER_TEXT, num_speech=PAPER_SPEECH, llama=llama))
         total = sum(p.numel() for p in model.parameters())
@@ -229,7 +229,7 @@ def measure_preset(args: argparse.Namespace) -> None:
     config = TextToTokenConfig(
         num_text=tokenizer.size if args.preset == "toy" else PAPER_TEXT,
         num_speech=NUM_SPEECH if args.preset == "toy" else PAPER_SPEECH,
-        llama=presets.llama(args.preset),
+        llama=text_to_token_models.llama(args.preset),
     )
     with torch.device(args.device):
         model = TextToTokenLM(config)
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=120)
     parser.add_argument("--poll-every", type=int, default=2)
     parser.add_argument("--cache-tokens", type=int, default=EngineConfig().cache_tokens)
-    parser.add_argument("--preset", choices=presets.PRESETS, help="measure the engine alone at this size")
+    parser.add_argument("--preset", choices=text_to_token_models.PRESETS, help="measure the engine alone at this size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--sizes", action="store_true", help="print the table of presets")

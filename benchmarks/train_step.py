@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig, PackedLoader
-from speechquilt.data.parallel import draw_blocks
-from speechquilt.model import presets
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig, PackedLoader
+from speechquilt.data.interleaving.parallel import draw_blocks
+from speechquilt.model import ladder
 from speechquilt.model.flops import training_flops
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.throughput import peak_flops
 from speechquilt.types import Document, Segment
@@ -119,8 +119,8 @@ class Contestant:
 
 def contestants(arguments: argparse.Namespace) -> Iterator[Contestant]:
     sources = documents(400, arguments.units)
-    plain = presets.plain(arguments.preset).for_vocab(VOCAB)
-    latent = presets.latent(arguments.preset).for_vocab(VOCAB)
+    plain = ladder.plain(arguments.preset).for_vocab(VOCAB)
+    latent = ladder.latent(arguments.preset).for_vocab(VOCAB)
     for name, config, kind in (
         ("plain", plain, "none"),
         ("LST", latent, "static"),
@@ -162,7 +162,7 @@ def report(entrants: list[Contestant]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=presets.NAMES, default="420M")
+    parser.add_argument("--preset", choices=ladder.NAMES, default="420M")
     parser.add_argument("--patch", type=int, default=4, help="speech tokens per patch")
     parser.add_argument("--rows", type=int, default=1, help="rows per batch")
     parser.add_argument("--units", type=int, default=512, help="units per row")

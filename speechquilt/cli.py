@@ -229,14 +229,16 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _story(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import own, toy
+    from speechquilt.recipes import own
+    from speechquilt.recipes.toy import pipeline as toy
 
     recipe = {"toy": (toy.ToyConfig, toy.story), "own": (own.OwnConfig, own.story)}[arguments.name]
     _run_with_settings(*recipe, arguments)
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import frame_rates, interleaving, patching, real_text
+    from speechquilt.studies import frame_rates, patching, real_text
+    from speechquilt.studies import interleaved_data as interleaving
 
     recipes = {
         "patching": (patching.PatchingConfig, patching.study),
@@ -248,7 +250,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import plan
+    from speechquilt.commands import plan
 
     plan.show(arguments.recipe, arguments.gpus, arguments.gpu, arguments.mfu, arguments.json)
 
@@ -256,7 +258,10 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from functools import partial
 
-    from speechquilt.recipes import aligner, entropy, lm_training, own, tokenizer_corpora
+    from speechquilt.commands import lm_training, tokenizer_corpora
+    from speechquilt.recipes import own
+    from speechquilt.stages import train_aligner as aligner
+    from speechquilt.commands import train_entropy as entropy
 
     recipes = {
         "tokenizer": (partial(tokenizer_corpora.preset_run, arguments.settings), tokenizer_corpora.run_tokenizer),
@@ -281,7 +286,7 @@ def _run_with_settings(config_class: Any, run: Any, arguments: argparse.Namespac
 
 
 def _align(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import align
+    from speechquilt.jobs import align_audio as align
 
     align.align(
         arguments.input,
@@ -296,7 +301,7 @@ def _align(arguments: argparse.Namespace) -> None:
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import tokenize
+    from speechquilt.jobs import tokenize_audio as tokenize
 
     tokenize.tokenize(
         arguments.input,
@@ -316,7 +321,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 
 def _interleave(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import interleave
+    from speechquilt.jobs import interleave_text as interleave
 
     interleave.interleave_corpus(
         arguments.corpus,
@@ -343,19 +348,19 @@ def _interleave(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import evaluate
+    from speechquilt.stages import evaluate
 
     evaluate.evaluate(arguments.lm, arguments.items, arguments.out)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import export
+    from speechquilt.commands import export
 
     export.export(arguments.lm, arguments.out, arguments.max_positions)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from speechquilt.recipes import inspect
+    from speechquilt.jobs import inspect
 
     inspect.inspect(
         arguments.shards,

@@ -11,13 +11,14 @@ width, V vocabulary.
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 Modality = Literal["text", "speech"]
 IGNORE = -100  # label of a token that is not predicted
+Row = dict[str, Any]  # plain JSON data: one line of a table or of the input list of a job
 
 
 class UnitEnd(IntEnum):
@@ -63,6 +64,22 @@ class Utterance:
     @property
     def duration_s(self) -> float:
         return self.audio.duration_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """An item that could not be used, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDocument:
+    """One plain-text document."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

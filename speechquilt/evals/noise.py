@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from speechquilt.data.interleave import split_words
+from speechquilt.data.interleaving.synthetic import split_words
 from speechquilt.evals.intervals import Z95
 from speechquilt.evals.wer import word_errors
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechquilt.data.speech_bpe import SpeechBPE
+from speechquilt.data.feed.speech_bpe import SpeechBPE
 from speechquilt.evals.scorer import LogLikelihood, Scorer
 from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import Modality, Segment

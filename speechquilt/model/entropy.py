@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from speechquilt.model import folder
-from speechquilt.model.lm import PlainLM
+from speechquilt.model import saving
+from speechquilt.model.plain import PlainLM
 from speechquilt.nn.attention import KVState
 from speechquilt.types import IGNORE, Batch, LaidOut
 
@@ -33,7 +33,7 @@ class EntropyConfig:
 
     def build(self) -> "EntropyPatcher":
         """Raises FileNotFoundError without the model, ValueError when it is of another kind."""
-        model = folder.load(Path(self.model))
+        model = saving.load(Path(self.model))
         if not isinstance(model, PlainLM):
             raise ValueError(f"entropy.model={self.model} is a {type(model).__name__}; train a plain LM for entropies")
         return EntropyPatcher(model, self)

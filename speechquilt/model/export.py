@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from speechquilt.config import to_dict
+from speechquilt.files import write_json
 from speechquilt.model.latent import LatentLM
-from speechquilt.model.lm import PlainLM
+from speechquilt.model.plain import PlainLM
 from speechquilt.nn.hugging_face import BODY, EMBEDDING, HEAD, LAYOUT_KEY, MAX_POSITIONS, hugging_face_config
 from speechquilt.text import TextTokenizer
 from speechquilt.vocab import Special, Vocab
@@ -47,9 +48,9 @@ def export(
         raise ValueError(f"{folder} is not empty; an export goes into a folder of its own, choose another")
     weights = {_theirs(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", config | {LAYOUT_KEY: to_dict(vocab)})
-    _write_json(folder / "generation_config.json", {key: config[key] for key in _ENDS})
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(max_positions))
+    write_json(folder / "config.json", config | {LAYOUT_KEY: to_dict(vocab)})
+    write_json(folder / "generation_config.json", {key: config[key] for key in _ENDS})
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(max_positions))
     speaking.save(str(folder / "tokenizer.json"))
     (folder / "README.md").write_text(_readme(config["architectures"][0], vocab))
 
@@ -112,7 +113,3 @@ adds none of these by itself: write the prompt in full, for example `<|bos|><|te
 stop at the end of a span and not of the document, give generation the end ids {vocab.eos}, {vocab.marker("text")} and {vocab.marker("speech")}.
 Audio becomes speech tokens by the speech tokenizer of the run that trained this model, and by no other.
 """
-
-
-def _write_json(path: Path, data: dict) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.types import IGNORE, Batch
 

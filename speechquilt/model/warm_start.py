@@ -15,7 +15,7 @@ from torch import Tensor
 
 from speechquilt.config import from_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
-from speechquilt.model.lm import PlainLM, PlainLMConfig
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.attention import causal_mask
 from speechquilt.nn.hugging_face import (
     BODY,

@@ -5,18 +5,18 @@ Trap: they are chosen for a hundred words in a few voices. Real speech wants the
 a hundred times the steps; nothing but numbers changes.
 """
 
-from speechquilt.data.pack import PackConfig
-from speechquilt.model import presets
-from speechquilt.recipes.text_to_token import TextToTokenRecipe
-from speechquilt.recipes.tokenizer import TokenizerRecipe
-from speechquilt.text_to_token import presets as text_to_token_presets
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.model import ladder
+from speechquilt.recipes import text_to_token_models
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe
+from speechquilt.stages.train_tokenizer import TokenizerRecipe
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig
-from speechquilt.tokenizer.model import SpeechTokenizerConfig
+from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 from speechquilt.train.trainer import TrainConfig
 
 TOKENIZER = TokenizerRecipe(
-    model=SpeechTokenizerConfig(
+    model=SupervisedTokenizerConfig(
         text_vocab_size=1024,
         width=160,
         ffn_width=640,
@@ -48,12 +48,12 @@ TOKENIZER = TokenizerRecipe(
     batch_seconds=24.0,
 )
 TEXT_TO_TOKEN = TextToTokenRecipe(
-    llama=text_to_token_presets.llama("toy"),
+    llama=text_to_token_models.llama("toy"),
     data=TextToTokenDataConfig(rows=8, row_tokens=256),
     train=TrainConfig(steps=750, lr=2e-3, warmup_steps=60, checkpoint_every=200, num_threads=2),
     engine=EngineConfig(temperature=0.7),
 )
-PLAIN, LATENT = presets.plain("toy"), presets.latent("toy")  # the vocabulary's size comes with the shards
+PLAIN, LATENT = ladder.plain("toy"), ladder.latent("toy")  # the vocabulary's size comes with the shards
 WEIGHTS = {"text": 0.12, "interleaved": 0.35, "parallel": 0.18, "speech": 0.2, "asr": 0.075, "tts": 0.075}
 PACK = PackConfig(rows=2, units_per_row=256, tokens_per_row=768)
 PATCH_SIZE = 2  # 160 ms at 12.5 Hz, as long as the paper's patches of 4 at 25 Hz

@@ -14,31 +14,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt import config
-from speechquilt.data.corpus import Reject, TextDocument
-from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
-from speechquilt.data.pack import PackConfig
-from speechquilt.data.shards import is_complete
+from speechquilt.commands.lm_training import model_of
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
+from speechquilt.data.shards.parquet import is_complete
+from speechquilt.files import make_folder, write_json
+from speechquilt.jobs.align_audio import align_corpus, with_words
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.recipes import defaults
-from speechquilt.recipes import shards as shard_recipes
-from speechquilt.recipes.align import align_corpus, with_words
-from speechquilt.recipes.aligner import OWN as OWN_ALIGNER
-from speechquilt.recipes.aligner import AlignerRecipe
-from speechquilt.recipes.corpus import Corpus, folder_corpus
-from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
-from speechquilt.recipes.lm_training import model_of
-from speechquilt.recipes.speech import text_tokenizer_of
-from speechquilt.recipes.speech import tokenize as tokenize_utterances
-from speechquilt.recipes.stage import Story, make_folder, report, required, write_json
-from speechquilt.recipes.text_to_token import TextToTokenRecipe, train_text_to_token
-from speechquilt.recipes.tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.recipes import defaults, text_to_token_models
+from speechquilt.stages.corpus import Corpus, folder_corpus
+from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
+from speechquilt.stages.stage import Story, report, required
+from speechquilt.stages.train_aligner import OWN as OWN_ALIGNER
+from speechquilt.stages.train_aligner import AlignerRecipe
+from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
+from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.stages.training_documents import (
+    SOURCES,
+    interleaved_documents,
+    pair_documents,
+    shard_info,
+    speech_documents,
+    speech_segment,
+    spoken_texts,
+    text_documents,
+    text_segment,
+    write_documents,
+    write_spoken,
+)
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token import model as text_to_token_models
-from speechquilt.text_to_token import presets as text_to_token_presets
+from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.types import Utterance
+from speechquilt.types import Reject, TextDocument, Utterance
 from speechquilt.vocab import Vocab
 
 
@@ -112,7 +122,7 @@ def _corpus(settings: OwnConfig, stages: Story) -> Corpus:
     return with_words(corpus, aligner_dir)
 
 
-def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SpeechTokenizer:
+def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SupervisedTokenizer:
     texts = [u.text for u in corpus.sentences] + [t.text for t in corpus.texts]
     folder = stages.stage(
         "tokenizer",
@@ -126,10 +136,10 @@ def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SpeechToke
         ),
         what=f"a speech tokenizer from {len(corpus.sentences)} recordings",
     )
-    return SpeechTokenizer.load(folder)
+    return SupervisedTokenizer.load(folder)
 
 
-def _shards(settings: OwnConfig, stages: Story, corpus: Corpus, tokenizer: SpeechTokenizer) -> Path:
+def _shards(settings: OwnConfig, stages: Story, corpus: Corpus, tokenizer: SupervisedTokenizer) -> Path:
     """A text-to-token model, and all shards: of speech, of text, and interleaved by that model."""
     speaker_dir = stages.stage(
         "text_to_token",
@@ -151,7 +161,7 @@ def _shards(settings: OwnConfig, stages: Story, corpus: Corpus, tokenizer: Speec
     return stages.stage("shards", made_of, make, what="Parquet shards")
 
 
-def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokenizer: SpeechTokenizer) -> Path:
+def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokenizer: SupervisedTokenizer) -> Path:
     recipe = LMRecipe(
         model=model_of(settings.kind),
         patcher=settings.patcher,
@@ -160,7 +170,7 @@ def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokeni
         train=settings.pretrain,
     )
     # No transcripts, no pairs; no word times, nothing to interleave in parallel.
-    shards = {s: shards_dir / s for s in shard_recipes.SOURCES if is_complete(shards_dir / s)}
+    shards = {s: shards_dir / s for s in SOURCES if is_complete(shards_dir / s)}
     return stages.stage(
         "lm/lm",
         recipe,
@@ -173,58 +183,58 @@ def run_text_to_token(settings: TextToTokenRun) -> None:
     """`speechquilt train text_to_token`."""
     recipe = settings.recipe
     if settings.preset:
-        recipe = replace(recipe, llama=text_to_token_presets.llama(settings.preset))
+        recipe = replace(recipe, llama=text_to_token_models.llama(settings.preset))
     corpus = folder_corpus(required("speech", settings.speech), None)
-    tokenizer = SpeechTokenizer.load(required("tokenizer", settings.tokenizer))
+    tokenizer = SupervisedTokenizer.load(required("tokenizer", settings.tokenizer))
     make_folder(Path(settings.run_dir))
     found = train_text_to_token(recipe, tokenizer, corpus.sentences, corpus.held_out, Path(settings.run_dir))
     report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
 
 
 def speech_shards(
-    utterances: Sequence[Utterance], tokenizer: SpeechTokenizer, folder: Path, rejects: Sequence[Reject]
+    utterances: Sequence[Utterance], tokenizer: SupervisedTokenizer, folder: Path, rejects: Sequence[Reject]
 ) -> None:
     """folder/speech, folder/asr and folder/tts from what has a transcript, folder/parallel from what has word times."""
     if not utterances:
         raise ValueError(f"nothing to tokenize: all {len(rejects)} recordings were rejected, {rejects[0].reason}")
     text_tokenizer = text_tokenizer_of(tokenizer)
-    tokens = tokenize_utterances(tokenizer, utterances)
+    tokens = encode_utterances(tokenizer, utterances)
     ids = [u.id for u in utterances]
     named = [(id, t) for id, t in zip(ids, tokens) if t.text]
     vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
-    info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="tokenize")
-    shard_recipes.write(folder / "speech", info, [*shard_recipes.speech_documents(ids, tokens), *rejects])
+    info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="tokenize")
+    write_documents(folder / "speech", info, [*speech_documents(ids, tokens), *rejects])
     for task in ("asr", "tts") if named else ():
-        documents = shard_recipes.pair_documents(task, [id for id, _ in named], [t for _, t in named], text_tokenizer)
-        shard_recipes.write(folder / task, info, documents)
-    if recordings := list(shard_recipes.spoken_texts([id for id, _ in named], [t for _, t in named])):
-        shard_recipes.write_spoken(folder / "parallel", info, recordings)
+        documents = pair_documents(task, [id for id, _ in named], [t for _, t in named], text_tokenizer)
+        write_documents(folder / task, info, documents)
+    if recordings := list(spoken_texts([id for id, _ in named], [t for _, t in named])):
+        write_spoken(folder / "parallel", info, recordings)
 
 
-def _text_shards(texts: Sequence[TextDocument], tokenizer: SpeechTokenizer, folder: Path) -> None:
+def _text_shards(texts: Sequence[TextDocument], tokenizer: SupervisedTokenizer, folder: Path) -> None:
     text_tokenizer = text_tokenizer_of(tokenizer)
     vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
-    info = shard_recipes.shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="text")
-    shard_recipes.write(folder, info, shard_recipes.text_documents(texts, text_tokenizer))
+    info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="text")
+    write_documents(folder, info, text_documents(texts, text_tokenizer))
 
 
 def _interleaved_shards(
     texts: Sequence[TextDocument], speaker_dir: Path, folder: Path, settings: InterleaveConfig, passes: int
 ) -> dict[str, Any]:
-    loaded = text_to_token_models.load(speaker_dir)
+    loaded = network.load(speaker_dir)
     engine = EngineConfig().build(loaded.model, loaded.tokenizer)
     stats = InterleaveStats()
-    info = shard_recipes.shard_info(
+    info = shard_info(
         loaded.model.vocab, loaded.tokenizer, loaded.speech_fingerprint, stage="interleave", **config.to_dict(settings)
     )
-    documents = shard_recipes.interleaved_documents(texts, engine, loaded.tokenizer, passes, settings, stats)
-    counts = shard_recipes.write(folder, info, documents)
+    documents = interleaved_documents(texts, engine, loaded.tokenizer, passes, settings, stats)
+    counts = write_documents(folder, info, documents)
     found = {f"shards.interleaved.{key}": n for key, n in counts.items()}
     return {**found, "shards.interleaved.ratio": stats.ratio}
 
 
-def _held_out_loss(lm_dir: Path, held_out: Sequence[Utterance], tokenizer: SpeechTokenizer) -> dict[str, Any]:
+def _held_out_loss(lm_dir: Path, held_out: Sequence[Utterance], tokenizer: SupervisedTokenizer) -> dict[str, Any]:
     scorer, _ = load_scorer(lm_dir)
-    speech = [shard_recipes.speech_segment(t) for t in tokenize_utterances(tokenizer, held_out)]
-    text = [shard_recipes.text_segment(text_tokenizer_of(tokenizer), u.text) for u in held_out]
+    speech = [speech_segment(t) for t in encode_utterances(tokenizer, held_out)]
+    text = [text_segment(text_tokenizer_of(tokenizer), u.text) for u in held_out]
     return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}

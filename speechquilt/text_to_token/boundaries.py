@@ -23,7 +23,7 @@ from speechquilt.nn.attention import KVState
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
-from speechquilt.text_to_token.model import TextToTokenLM
+from speechquilt.text_to_token.network import TextToTokenLM
 
 ITEMS = 32  # texts that are placed together
 BEAM = 2  # answers kept per text; more find the same ends (decision 18)

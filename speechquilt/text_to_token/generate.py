@@ -27,7 +27,7 @@ from tqdm import tqdm
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.answer import CUE, EOS, IN_CUE, NEXT_PLACE, OPEN, SPEECH, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
-from speechquilt.text_to_token.model import Cue, TextToTokenLM
+from speechquilt.text_to_token.network import Cue, TextToTokenLM
 from speechquilt.types import SpokenSpan
 from speechquilt.vocab import Vocab
 

@@ -20,7 +20,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.answer import AFTER_CUE, CUE, OPEN, SPEECH, Position, kind_of
 from speechquilt.text_to_token.examples import prompt_ids
 from speechquilt.text_to_token.generate import EngineConfig, Request, no_speech, read_answer, request_of
-from speechquilt.text_to_token.model import Cue, describe
+from speechquilt.text_to_token.network import Cue, describe
 from speechquilt.types import SpokenSpan
 from speechquilt.vocab import Vocab
 

@@ -21,7 +21,7 @@ from speechquilt.nn.ctc import SEPARATOR, Spelling
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.encoder import EncoderConfig
 from speechquilt.tokenizer.heads import CTCHead
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 
 NUM_BYTES = 256
 FRAME_SAMPLES = 2 * HOP  # the stem halves the mel frames: 20 ms
@@ -152,7 +152,7 @@ class CharacterCTC(nn.Module):
 class TokenizerEmitter:
     """The CTC head of a trained speech tokenizer, through its codebook: one frame per speech token."""
 
-    def __init__(self, tokenizer: SpeechTokenizer) -> None:
+    def __init__(self, tokenizer: SupervisedTokenizer) -> None:
         """Raises ValueError for a tokenizer without text tokenizer or in training mode."""
         if tokenizer.text_tokenizer is None:
             raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from speechquilt.nn.hugging_face import read_json
-from speechquilt.tokenizer.folder import filled, read_folder
+from speechquilt.tokenizer.saved_weights import filled, read_folder
 from speechquilt.tokenizer.token_encoder import TokenEncoder, TokenEncoderConfig
 
 PREFIX = "model.encoder."

@@ -7,13 +7,13 @@ Trap: which kind a folder is, its files say, not its name; a plain Whisper or Hu
 from pathlib import Path
 
 from speechquilt.nn.hugging_face import read_json
-from speechquilt.protocols import SpeechTokenizer as AnySpeechTokenizer
+from speechquilt.protocols import SpeechTokenizer
 from speechquilt.tokenizer.glm4_voice import is_glm4_voice, load_glm4_voice
 from speechquilt.tokenizer.hubert import UNITS, HubertUnits
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 
 
-def load(folder: Path | str) -> AnySpeechTokenizer:
+def load(folder: Path | str) -> SpeechTokenizer:
     """The tokenizer in eval mode, on CPU. Raises FileNotFoundError or ValueError saying what the folder is instead."""
     folder = Path(folder)
     data = read_json(folder / "config.json")
@@ -27,4 +27,4 @@ def load(folder: Path | str) -> AnySpeechTokenizer:
             "hubert": f"add {UNITS} and centroids.safetensors (docs/how-to/public-tokenizers.md)",
         }.get(kind, "give a run folder, a GLM-4-Voice tokenizer or HuBERT units")
         raise ValueError(f"{folder} holds a model of model_type={kind!r}, which is not a speech tokenizer; {remedy}")
-    return SpeechTokenizer.load(folder)
+    return SupervisedTokenizer.load(folder)

@@ -15,10 +15,10 @@ from torch import Tensor
 from speechquilt.config import from_dict
 from speechquilt.nn.hugging_face import read_json
 from speechquilt.text import TextTokenizer
-from speechquilt.tokenizer.folder import filled, read_folder
 from speechquilt.tokenizer.heads import CTCHead
-from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
-from speechquilt.tokenizer.presets import RATES, WARMUP_UPDATES, rate_fields
+from speechquilt.tokenizer.saved_weights import filled, read_folder
+from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
+from speechquilt.tokenizer.whisper_sizes import RATES, WARMUP_UPDATES, rate_fields
 
 START, END, TASK, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|transcribe|>", "<|notimestamps|>"
 _PARTS = {"model.encoder.": "encoder.", "model.decoder.": "decoder."}
@@ -33,11 +33,11 @@ _SIZES = {  # our fields that the checkpoint alone decides, and their keys in co
 _DERIVED = ("layers_above", "decoder_prompt", "decoder_end", "max_text_ids")
 
 
-def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -> SpeechTokenizer:
+def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -> SupervisedTokenizer:
     """A tokenizer with Whisper's encoder, decoder and text tokenizer; codebook and CTC head are new, drawn from `seed`.
 
     `language`: the language token of the decoder's prompt; None for the English-only checkpoints, which have none.
-    `fields`: any field of `SpeechTokenizerConfig` that the checkpoint does not decide. Defaults: the bottleneck in the middle
+    `fields`: any field of `SupervisedTokenizerConfig` that the checkpoint does not decide. Defaults: the bottleneck in the middle
     of the encoder, 12.5 Hz with 16,384 codes (other poolings: the paper's codebook), read back by the attention decoder.
 
     The text tokenizer is Whisper's, which puts no space before a first word: write texts with one, as its authors do.
@@ -48,10 +48,12 @@ def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -
     text = _text_tokenizer(folder)
     config = _config(hf, text, language, fields)
     weights = _weights(read_folder(folder), config) | _new_weights(config)
-    return filled(lambda: SpeechTokenizer(config, TextTokenizer(text)), weights, folder)
+    return filled(lambda: SupervisedTokenizer(config, TextTokenizer(text)), weights, folder)
 
 
-def _config(hf: dict[str, Any], text: Tokenizer, language: str | None, fields: dict[str, Any]) -> SpeechTokenizerConfig:
+def _config(
+    hf: dict[str, Any], text: Tokenizer, language: str | None, fields: dict[str, Any]
+) -> SupervisedTokenizerConfig:
     _check(hf)
     for key in (*_SIZES, *_DERIVED):
         if key in fields:
@@ -80,7 +82,7 @@ def _config(hf: dict[str, Any], text: Tokenizer, language: str | None, fields: d
         **{ours: hf[theirs] for ours, theirs in _SIZES.items()},
         **({} if own_rate else rate_fields(pooling, hf["max_source_positions"])),
     }
-    return from_dict(SpeechTokenizerConfig, defaults | fields)
+    return from_dict(SupervisedTokenizerConfig, defaults | fields)
 
 
 def _check(hf: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ def _id(text: Tokenizer, token: str) -> int:
     return number
 
 
-def _weights(theirs: dict[str, Tensor], config: SpeechTokenizerConfig) -> dict[str, Tensor]:
+def _weights(theirs: dict[str, Tensor], config: SupervisedTokenizerConfig) -> dict[str, Tensor]:
     """Whisper's tensors under our names; the second position table is the first rows of the first."""
     weights = {}
     for name, tensor in theirs.items():
@@ -144,7 +146,7 @@ def _weights(theirs: dict[str, Tensor], config: SpeechTokenizerConfig) -> dict[s
     return weights
 
 
-def _new_weights(config: SpeechTokenizerConfig) -> dict[str, Tensor]:
+def _new_weights(config: SupervisedTokenizerConfig) -> dict[str, Tensor]:
     """What Whisper does not have."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

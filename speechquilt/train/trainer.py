@@ -22,7 +22,7 @@ from torch import nn
 
 from speechquilt import config as configs
 from speechquilt.protocols import Loader, Objective
-from speechquilt.train import checkpoint, distributed, metrics, optim, parallel, throughput
+from speechquilt.train import checkpoint, distributed, fsdp, metrics, optim, throughput
 from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
 from speechquilt.train.surroundings import (
     LateNumber,
@@ -222,7 +222,7 @@ class Trainer:
         sums, batches = self._accumulate()
         self._sum_over_ranks(sums)
         optim.divide_gradients(self.parameters, sums["weight"])
-        self.grad_norm = parallel.clip_gradients(self.parameters, self.config.clip)
+        self.grad_norm = fsdp.clip_gradients(self.parameters, self.config.clip)
         self.guard.note(StepOutcome(self.step, sums["loss"], sums["weight"], self.grad_norm, batches))
         # On a CPU reading costs nothing; elsewhere it waits for the device, so it is left to logging and saving.
         spiked = self._check() if self.device.type == "cpu" or self.config.skip_spikes else False
@@ -248,14 +248,14 @@ class Trainer:
     def _prepare(self, model: nn.Module) -> None:
         """The same weights on every rank's device, recomputed, compiled and sharded as the config wants it."""
         config = self.config
-        parallel.recompute_activations(model, config.recompute)
+        fsdp.recompute_activations(model, config.recompute)
         if config.compile:
-            parallel.compile_parts(model)
+            fsdp.compile_parts(model)
         if self.sharded:
             dtype = getattr(torch, config.dtype)
-            parallel.shard(model, config.shard, size=config.shard_size, device=self.device, dtype=dtype)
+            fsdp.shard(model, config.shard, size=config.shard_size, device=self.device, dtype=dtype)
         else:
-            parallel.place(model, self.device)
+            fsdp.place(model, self.device)
 
     def _accumulate(self) -> tuple[dict[str, torch.Tensor], list[BatchOutcome]]:
         """Backward through this rank's batches. Returns their summed loss, weight and scalars, and what to blame."""

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import protocols
-from speechquilt.align import CTCAligner, Wav2Vec2Emitter
-from speechquilt.data.micro_world import MicroWorldConfig
-from speechquilt.recipes.aligner import (
+from speechquilt.aligner import CTCAligner, Wav2Vec2Emitter
+from speechquilt.data.sources.micro_world import MicroWorldConfig
+from speechquilt.stages.corpus import join, speak
+from speechquilt.stages.train_aligner import (
     GOAL_S,
     AlignerRecipe,
     align_utterances,
@@ -22,10 +23,9 @@ from speechquilt.recipes.aligner import (
     measure_shift,
     train_aligner,
 )
-from speechquilt.recipes.corpus import join, speak
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.emitters import CharacterCTC, CharacterCTCConfig, TokenizerEmitter
-from speechquilt.tokenizer.model import SpeechTokenizerConfig
+from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.tts import EspeakTTSConfig
 from speechquilt.types import Utterance, Waveform
@@ -72,7 +72,7 @@ def aligner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "wav2vec2":
         return CTCAligner(Wav2Vec2Emitter(wav2vec2_folder(tmp_path_factory.mktemp("wav2vec2")), window_s=6.0))
     text = TextTokenizer.train([" ".join(WORDS)], 300)
-    config = SpeechTokenizerConfig(
+    config = SupervisedTokenizerConfig(
         text_vocab_size=text.size, num_mels=20, width=32, num_heads=2, ffn_width=64, layers_below=1, layers_above=1,
         decoder_layers=1, block_frames=20, max_frames=100, codebook_size=16,
     )  # fmt: skip
@@ -208,7 +208,7 @@ def test_ids_belong_to_their_words() -> None:
     assert model.text_tokenizer.decode(spelling.ids_L) == "ab c b"
     assert spelling.word_L.tolist() == [-1, 0, 0, -1, 3, 3, 3]
     text = TextTokenizer.train(["cat cat cat dogs"] * 9, 259)
-    tokenizer = SpeechTokenizerConfig(text_vocab_size=text.size, width=32, num_heads=2).build(text).eval()
+    tokenizer = SupervisedTokenizerConfig(text_vocab_size=text.size, width=32, num_heads=2).build(text).eval()
     spelling = TokenizerEmitter(tokenizer).spell(["cat", "", "at"])
     assert text.decode(spelling.ids_L) == "cat at"
     assert set(spelling.word_L.tolist()) == {0, 2}
@@ -217,7 +217,7 @@ def test_ids_belong_to_their_words() -> None:
 def test_the_tokenizers_head_reads_what_the_aligner_hears() -> None:
     """Best path through the emitter == the tokenizer's own transcript."""
     text = TextTokenizer.train([" ".join(WORDS)], 300)
-    config = SpeechTokenizerConfig(text_vocab_size=text.size, width=32, num_heads=2, ffn_width=64, codebook_size=16)
+    config = SupervisedTokenizerConfig(text_vocab_size=text.size, width=32, num_heads=2, ffn_width=64, codebook_size=16)
     tokenizer = config.build(text).eval()
     emitter = TokenizerEmitter(tokenizer)
     wav_S = torch.from_numpy(noise(3, 4.0).samples_S)

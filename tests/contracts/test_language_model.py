@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from speechquilt.model.folder import load, save
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import AlignedPatcher, NoPatcher, StaticPatcher
+from speechquilt.model.plain import PlainLMConfig
+from speechquilt.model.saving import load, save
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import Batch, Document, LaidOut, Segment

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from speechquilt.evals.scorer import Request, Scorer
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import StaticPatcher
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.types import Batch, Segment
 from speechquilt.vocab import Vocab

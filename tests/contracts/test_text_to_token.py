@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import LanguageModel
-from speechquilt.recipes import text_to_token as recipes
+from speechquilt.stages import train_text_to_token as recipes
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import generate as generation
 from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, lay_out, whole_example
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
-from speechquilt.text_to_token.model import TextToTokenConfig, TextToTokenLM, load, save
+from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM, load, save
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.types import IGNORE, AlignedWord, Batch, UnitEnd, Utterance, Waveform
@@ -147,7 +147,7 @@ def test_the_recipe_cues_by_what_the_recordings_have(tmp_path, monkeypatch, caps
         seen.extend(utterances)
         return [spoken(SENTENCES[0])] * len(utterances)
 
-    monkeypatch.setattr(recipes, "tokenize", tokenize)
+    monkeypatch.setattr(recipes, "encode_utterances", tokenize)
     monkeypatch.setattr(recipes, "measure_text_to_token", lambda *_: {})
     recipe = recipes.TextToTokenRecipe(
         llama=LLAMA,

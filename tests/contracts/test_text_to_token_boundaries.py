@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.evals import results
-from speechquilt.recipes import text_to_token as recipes
+from speechquilt.stages import train_text_to_token as recipes
 from speechquilt.text_to_token import answer
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position
 from speechquilt.text_to_token.boundaries import Spoken, align, place_units
@@ -131,7 +131,7 @@ def test_the_recipe_measures_the_distance_from_the_word_times(trained, monkeypat
     """The sound is the language's own, so no tokenizer has to hear it: `tokenize` looks it up."""
     rng = np.random.default_rng(9)
     held_out = [recording(tuple(rng.choice(WORDS, 5).tolist()), late_s) for _ in range(20)]
-    monkeypatch.setattr(recipes, "tokenize", lambda _, us: [spoken(tuple(u.text.split())) for u in us])
+    monkeypatch.setattr(recipes, "encode_utterances", lambda _, us: [spoken(tuple(u.text.split())) for u in us])
     found = recipes.measure_boundaries(trained, TOKENIZER, SimpleNamespace(frame_rate=FRAME_RATE), held_out)
     results.check(found)
     assert found["text_to_token.boundary_n"] == 100

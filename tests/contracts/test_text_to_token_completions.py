@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor
 
 from speechquilt.text_to_token import vllm_engine
 from speechquilt.text_to_token.generate import EngineConfig
-from speechquilt.text_to_token.model import save
+from speechquilt.text_to_token.network import save
 from speechquilt.text_to_token.vllm_engine import Call, CompletionEngine
 from tests.contracts.test_text_to_token import (
     CONFIG,

@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 import torch
 
 from speechquilt.text import TextTokenizer
-from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.tokenizer.token_encoder import TokenEncoder
 from tests.parity.tiny_tokenizers import noise
 
 TEXT = TextTokenizer.train(["the cat sat on the mat", "where does anna live"], 300)
-CONFIG = SpeechTokenizerConfig(
+CONFIG = SupervisedTokenizerConfig(
     text_vocab_size=TEXT.size, num_mels=20, width=32, num_heads=2, ffn_width=64, layers_below=2, layers_above=1,
     decoder_layers=1, block_frames=16, max_frames=120, codebook_size=24, max_text_ids=32,
 )  # fmt: skip
@@ -19,7 +19,7 @@ CONFIG = SpeechTokenizerConfig(
 M = TypeVar("M", bound=TokenEncoder)
 
 
-def build(**keys: Any) -> SpeechTokenizer:
+def build(**keys: Any) -> SupervisedTokenizer:
     return spread_codes(replace(CONFIG, **keys).build(TEXT).eval())
 
 

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from speechquilt import audio, cli
-from speechquilt.data.corpus import read_utterances
-from speechquilt.data.micro_world import MicroWorldConfig
-from speechquilt.data.shards import ShardFolder
-from speechquilt.data.spoken import SpokenFolder
-from speechquilt.recipes import align as recipe
+from speechquilt.data.shards.documents import ShardFolder
+from speechquilt.data.shards.spoken import SpokenFolder
+from speechquilt.data.sources.micro_world import MicroWorldConfig
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.jobs import align_audio as recipe
 from speechquilt.recipes import own
-from speechquilt.recipes.aligner import load_aligner
-from speechquilt.recipes.corpus import join, speak
+from speechquilt.stages.corpus import join, speak
+from speechquilt.stages.train_aligner import load_aligner
 from speechquilt.tokenizer import load
 from speechquilt.train.metrics import read_metrics
 from speechquilt.tts import EspeakTTSConfig

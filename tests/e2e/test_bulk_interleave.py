@@ -19,15 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import cli
-from speechquilt.data import bulk, interleave, progress
-from speechquilt.data.interleave import InterleaveConfig, split_words
-from speechquilt.data.shards import ShardFolder, read_documents
+from speechquilt.data.interleaving import synthetic
+from speechquilt.data.interleaving.synthetic import InterleaveConfig, split_words
+from speechquilt.data.shards.documents import ShardFolder, read_documents
 from speechquilt.evals.noise import NoiseMeter
+from speechquilt.jobs import bulk, progress
+from speechquilt.jobs import interleave_text as recipe
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.recipes import interleave as recipe
-from speechquilt.text_to_token import model as models
+from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig
-from speechquilt.text_to_token.model import TextToTokenConfig
+from speechquilt.text_to_token.network import TextToTokenConfig
 from speechquilt.types import Document, SpokenSpan
 from tests.contracts import tiny_tokenizer
 
@@ -53,7 +54,7 @@ def speaker(tmp_path_factory, ear) -> Path:
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] += 3.0  # every hidden state has this direction,
         model.lm_head.weight[model.vocab.word_end, 0] += 0.9  # and it says: end of the word
-    models.save(folder, model, tokenizer.text_tokenizer, tokenizer.fingerprint)
+    network.save(folder, model, tokenizer.text_tokenizer, tokenizer.fingerprint)
     return folder
 
 
@@ -97,14 +98,14 @@ def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
     recipe.interleave_corpus(str(corpus), tmp_path / "bulk", speaker, **KEYWORDS)
     found = {d.id: plain(d) for d in read_documents(tmp_path / "bulk")}
     assert len(found) == 2 * 10
-    loaded = models.load(speaker)
+    loaded = network.load(speaker)
     engine = EngineConfig().build(loaded.model, loaded.tokenizer)
     for id, text in {"a.txt": prose(60, 0), "line5": prose(35, 5), "d.parquet:1": prose(35, 9)}.items():
         for number in (0, 1):
-            plan = interleave.plan(id, text, number, InterleaveConfig())
+            plan = synthetic.plan(id, text, number, InterleaveConfig())
             spans = [engine.generate([span], [plan.seed + i])[0] for i, span in enumerate(plan.spoken_spans)]
             assert spans
-            expected = interleave.assemble(plan, spans, loaded.tokenizer.encode)
+            expected = synthetic.assemble(plan, spans, loaded.tokenizer.encode)
             assert found[f"{id}/pass{number}"] == plain(expected)
 
 
@@ -126,7 +127,7 @@ def test_killed_commands_go_on_to_the_same_bytes(corpus, speaker, ear, tmp_path)
     keywords = {**KEYWORDS, "tokenizer": ear, "noise_sample": 0.5}
     recipe.interleave_corpus(str(corpus), tmp_path / "whole", speaker, **keywords)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["speechquilt.recipes.interleave", "hypothesis", "pytest"])
+    processes.set_forkserver_preload(["speechquilt.jobs.interleave_text", "hypothesis", "pytest"])
     killed = tmp_path / "killed"
     parts = "job/parts/??????"
     for round in range(3):
@@ -219,7 +220,7 @@ def test_the_noise_sample_is_drawn_by_the_spans_alone(num_documents, share):
         ear = Listener()
         taken = recipe.NoiseSample(NoiseMeter(ear), share, tiny_tokenizer.TEXT.encode)
         for number in range(skip, num_documents):
-            plan = interleave.plan(f"d{number}", prose(200, number), 0, InterleaveConfig())
+            plan = synthetic.plan(f"d{number}", prose(200, number), 0, InterleaveConfig())
             lengths = [2 * len(tiny_tokenizer.TEXT.encode(span)) for span in plan.spoken_spans]
             ids = [np.full(length, 1 + 1000 * number + k) for k, length in enumerate(lengths)]
             good = [SpokenSpan(ids_T=ids_T, unit_end_T=ids_T) for ids_T in ids]

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 import speechquilt.recipes
 from speechquilt import audio, cli
-from speechquilt.data import bulk
-from speechquilt.data.audio_files import End, Piece, cut
-from speechquilt.data.corpus import read_utterances
-from speechquilt.data.shards import ShardFolder, read_documents
-from speechquilt.data.spoken import SpokenFolder
+from speechquilt.data.shards.documents import ShardFolder, read_documents
+from speechquilt.data.shards.spoken import SpokenFolder
+from speechquilt.data.sources.audio_files import End, Piece, cut
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.jobs import bulk
+from speechquilt.jobs import tokenize_audio as recipe
 from speechquilt.recipes import own
-from speechquilt.recipes import tokenize as recipe
 from speechquilt.tokenizer import load
 from speechquilt.types import Document, Utterance, Waveform
 from tests.contracts.tiny_tokenizer import build
@@ -224,7 +224,7 @@ def test_killed_commands_go_on_to_the_same_bytes(tokenizer_dir, tmp_path):
     keywords = {"workers": 1, "files_per_shard": 15}
     recipe.tokenize(tmp_path / "in", tmp_path / "whole", tokenizer_dir, **keywords)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["speechquilt.recipes.tokenize", "hypothesis", "pytest"])
+    processes.set_forkserver_preload(["speechquilt.jobs.tokenize_audio", "hypothesis", "pytest"])
     killed = tmp_path / "killed"
     for round in range(3):
         child = processes.Process(
@@ -352,7 +352,7 @@ def test_cluster_settings_are_checked(speech_folder, tokenizer_dir, tmp_path, ca
 def test_without_datatrove_the_extra_is_named(speech_folder, tokenizer_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove", None)
     monkeypatch.setitem(sys.modules, "datatrove.executor", None)
-    monkeypatch.delitem(sys.modules, "speechquilt.recipes.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "speechquilt.jobs.cluster", raising=False)
     monkeypatch.delattr(speechquilt.recipes, "cluster", raising=False)
     command = ["tokenize", str(speech_folder), str(tmp_path / "out"), "--tokenizer", str(tokenizer_dir)]
     assert cli.main([*command, "--executor", "ray"]) == 2

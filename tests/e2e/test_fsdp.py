@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import StaticPatcher
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.metrics import read_metrics

@@ -14,11 +14,11 @@ import torch
 from benchmarks import human_speech
 from benchmarks.human_speech import CLIPS
 from speechquilt import audio
-from speechquilt.align import CTCAligner, Wav2Vec2Emitter
-from speechquilt.recipes.tokenizer import stream
+from speechquilt.aligner import CTCAligner, Wav2Vec2Emitter
+from speechquilt.stages.train_tokenizer import stream
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.emitters import CharacterCTCConfig
-from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.types import Utterance
 from tests.contracts.test_aligner import wav2vec2_folder
 
@@ -35,13 +35,13 @@ def clips() -> list[Utterance]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(clips: list[Utterance]) -> SpeechTokenizer:
+def tokenizer(clips: list[Utterance]) -> SupervisedTokenizer:
     """The toy story's when it was trained here; else random weights with codes drawn from one of the clips."""
     if (TOY / "done.json").is_file():
-        return SpeechTokenizer.load(TOY)
+        return SupervisedTokenizer.load(TOY)
     text = TextTokenizer.train([u.text for u in clips], 300)
     sizes = {"num_mels": 20, "width": 32, "num_heads": 2, "ffn_width": 64, "layers_below": 2, "codebook_size": 24}
-    model = SpeechTokenizerConfig(text_vocab_size=text.size, **sizes).build(text).eval()
+    model = SupervisedTokenizerConfig(text_vocab_size=text.size, **sizes).build(text).eval()
     wav_S = torch.from_numpy(clips[0].audio.samples_S)
     with torch.no_grad():
         pooled_BTD, _ = model._pooled(wav_S[None], torch.tensor([len(wav_S)]))
@@ -73,7 +73,7 @@ def test_words_lie_in_order_inside_the_clip(clips: list[Utterance], kind: str, t
         assert all(w.score > 0 for w in found)
 
 
-def test_streaming_equals_offline(clips: list[Utterance], tokenizer: SpeechTokenizer) -> None:
+def test_streaming_equals_offline(clips: list[Utterance], tokenizer: SupervisedTokenizer) -> None:
     for clip, chunk in zip(clips, (1, 37, 160, 1111, 5000)):
         wav_S = torch.from_numpy(clip.audio.samples_S)
         ids_BT, _ = tokenizer.encode(wav_S[None], torch.tensor([len(wav_S)]))

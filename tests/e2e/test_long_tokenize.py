@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from speechquilt import cli
-from speechquilt.data.shards import read_documents
+from speechquilt.data.shards.documents import read_documents
 from tests.contracts.tiny_tokenizer import CONFIG, build
 from tests.parity.tiny_tokenizers import noise
 

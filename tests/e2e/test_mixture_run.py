@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from speechquilt import cli
-from speechquilt.data.mixture import Exhausted
-from speechquilt.recipes.lm import train_lm
+from speechquilt.data.feed.mixture import Exhausted
+from speechquilt.stages.train_lm import train_lm
 from speechquilt.train import checkpoint
 from speechquilt.train.metrics import read_metrics
 from tests.contracts import tiny_tokenizer

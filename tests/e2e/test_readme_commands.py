@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from speechquilt import audio, cli
-from speechquilt.data.shards import ShardFolder
+from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.tts import EspeakTTSConfig
 
 README = Path(__file__).parents[2] / "README.md"

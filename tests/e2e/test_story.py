@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from speechquilt.evals.results import read_results
-from speechquilt.recipes import toy_report
+from speechquilt.recipes.toy import report_data
 
 SETTINGS = [
     "voices.voices=[\"en-us\",\"en+f4\"]",
@@ -64,7 +64,7 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path):
     finish(start(whole))
     assert numbers(killed) == numbers(whole)
 
-    assert toy_report.main([str(whole / "results.json")]) == 0  # every promised number is there
+    assert report_data.main([str(whole / "results.json")]) == 0  # every promised number is there
     flat = json.loads((whole / "results.json").read_text())
     assert flat["tokenizer.streaming_equals_offline"] is True
     report = (whole / "report.html").read_text()
@@ -75,5 +75,5 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path):
 
 def test_a_missing_number_is_noticed(tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"tokenizer.wer": 0.01}')
-    assert toy_report.main([str(tmp_path / "results.json")]) == 1
+    assert report_data.main([str(tmp_path / "results.json")]) == 1
     assert "missing: text_to_token.wer" in capsys.readouterr().out

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from speechquilt import config
-from speechquilt.data.pack import PackConfig
+from speechquilt.data.feed.pack import PackConfig
 from speechquilt.evals.scorer import Request
-from speechquilt.model import folder as model_folder
+from speechquilt.model import saving
 from speechquilt.model.entropy import EntropyConfig
 from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.recipes.entropy import SETTINGS, EntropyRun, train_entropy
-from speechquilt.recipes.lm import LMRecipe, load_scorer, train_lm
+from speechquilt.commands.train_entropy import SETTINGS, EntropyRun, train_entropy
+from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.train.trainer import TrainConfig
 from tests.parity.tiny_checkpoints import saved
 from tests.unit.test_budget import LATENT, PLAIN, TOKENIZER, WEIGHTS, shards, text  # noqa: F401 (a fixture)
@@ -48,7 +48,7 @@ def test_two_sharded_ranks_leave_the_folder_that_one_process_leaves(shards, tmp_
     command = [*launcher, "-m", "tests.e2e.test_train_lm", str(tmp_path / "recipe.json"), paths, str(together)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (model_folder.load(folder).state_dict() for folder in (alone, together))
+    one, two = (saving.load(folder).state_dict() for folder in (alone, together))
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-3)
     scorer, run = load_scorer(together)
@@ -61,7 +61,7 @@ def test_a_latent_model_starts_from_a_text_model_and_learns(shards, tmp_path):  
     recipe = replace(RECIPE, model=replace(LATENT, text_path="bypass"), warm_start=str(base))
     found = train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
     assert found["lm.lm.steps"] == 6
-    model = model_folder.load(tmp_path / "run")
+    model = saving.load(tmp_path / "run")
     assert isinstance(model, LatentLM)
     assert model.config.global_.width == 32  # the base's, not the recipe's
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from speechquilt import config as configs
-from speechquilt.recipes.tokenizer import read_held_out
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.stages.train_tokenizer import read_held_out
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.metrics import read_metrics
 from tests.unit.test_speech_corpora import write_folder
 from tests.unit.test_tokenizer_recipe import RECIPE, TRAIN
@@ -39,7 +39,7 @@ def test_two_ranks_train_from_a_folder_and_leave_one_tokenizer(tmp_path: Path) -
     assert restarts[-1] == round(restarts[-1])
     measured = read_held_out(tmp_path / "run")
     assert all({"wer", "cer", "wer_attention", "cer_attention"} <= line.keys() for line in measured)
-    tokenizer = SpeechTokenizer.load(tmp_path / "run")
+    tokenizer = SupervisedTokenizer.load(tmp_path / "run")
     assert bool(tokenizer.quantizer.active)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["tokenizer.wer_n"] == 6

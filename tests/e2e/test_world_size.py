@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig, PackedLoader
-from speechquilt.model.lm import PlainLMConfig
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig, PackedLoader
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.metrics import read_metrics

@@ -15,15 +15,15 @@ from tokenizers.processors import TemplateProcessing
 
 from speechquilt import cli, config
 from speechquilt.evals.scorer import Scorer
-from speechquilt.model import folder as model_folder
+from speechquilt.model import saving
 from speechquilt.model.export import export
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.nn.rope import RopeScaling
-from speechquilt.recipes.lm import LMRun
+from speechquilt.stages.train_lm import LMRun
 from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, Batch, Document, Modality, Segment
 from speechquilt.vocab import Vocab
@@ -197,7 +197,7 @@ LATENT = LatentLMConfig(
 def run_folder(tmp_path: Path) -> Callable[[Any], Path]:
     def make(model: Any) -> Path:
         folder = tmp_path / "run"
-        model_folder.save(model, folder)
+        saving.save(model, folder)
         TOKENIZER.save(folder / "text_tokenizer.json")
         run = LMRun(
             num_text=VOCAB.num_text,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from speechquilt.model import folder as model_folder
+from speechquilt.model import saving
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face, read_base
 from speechquilt.nn.llama import LlamaConfig
@@ -192,7 +192,7 @@ def test_the_page_that_explains_it_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(code, str(HOW_TO), "exec"), {})
     for kind in ("plain", "latent"):
         assert (
-            model_folder.load(tmp_path / "warm" / kind).config.vocab_size
+            saving.load(tmp_path / "warm" / kind).config.vocab_size
             == Vocab(num_text=tokenizer.size, num_speech=512).size
         )
 

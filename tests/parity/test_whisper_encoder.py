@@ -11,7 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.encoder import EncoderConfig
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.tokenizer.whisper import whisper_start
 from speechquilt.types import IGNORE
 from tests.parity import tiny_tokenizers
@@ -20,14 +20,14 @@ RATE = {"codebook_size": 8, "block_frames": 20, "max_frames": 120}  # of no publ
 AS_WHISPER = {"causal": False, "features": "whisper", "pooling": 1, **RATE}
 
 
-def started(folder: Path, **changes: Any) -> tuple[SpeechTokenizer, Any]:
+def started(folder: Path, **changes: Any) -> tuple[SupervisedTokenizer, Any]:
     whisper = tiny_tokenizers.whisper(folder, **changes)
     model = whisper_start(folder, **AS_WHISPER)
     torch.nn.init.zeros_(model.encoder.embed_positions2.weight)  # there is no codebook for it to stand behind
     return model, whisper
 
 
-def encoded(model: SpeechTokenizer, mel_BMF: Tensor) -> Tensor:
+def encoded(model: SupervisedTokenizer, mel_BMF: Tensor) -> Tensor:
     num_frames_B = torch.full((len(mel_BMF),), mel_BMF.shape[2] // 2)
     lower_BFD, _ = model.encoder.lower(model.encoder.stem(mel_BMF), num_frames_B)
     return model.encoder.upper(lower_BFD, num_frames_B)
@@ -133,7 +133,7 @@ def test_a_start_learns_saves_and_loads(tmp_path: Path) -> None:
         losses.append(result.attention_B.item())
     assert losses[-1] < losses[0] / 5
     model.eval().save(tmp_path / "run")
-    loaded = SpeechTokenizer.load(tmp_path / "run")
+    loaded = SupervisedTokenizer.load(tmp_path / "run")
     assert loaded.fingerprint == model.fingerprint
     ids_T = loaded.encode(wav_BS, torch.tensor([wav_BS.shape[1]]))[0][0].numpy()
     assert loaded.read_back([ids_T]) == model.read_back([ids_T])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.align import (
+from speechquilt.aligner import (
     BoundaryShift,
     CTCAligner,
     emissions,

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import audio
-from speechquilt.data.aligned import AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
-from speechquilt.data.audio_files import list_audio, words_of
-from speechquilt.data.corpus import read_utterances
-from speechquilt.data.shards import ShardInfo
-from speechquilt.recipes.aligner import LONGEST_S, fitting_window, with_fitting_window
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.shards.recordings import AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
+from speechquilt.data.sources.audio_files import list_audio, words_of
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.stages.train_aligner import LONGEST_S, fitting_window, with_fitting_window
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTCConfig
 from speechquilt.types import AlignedWord, Utterance, Waveform
 

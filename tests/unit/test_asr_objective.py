@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.types import IGNORE, AudioBatch
 
@@ -29,7 +29,7 @@ def part(batch: AudioBatch, rows: slice) -> AudioBatch:
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
-    model = SpeechTokenizerConfig(**CONFIG).build().eval()
+    model = SupervisedTokenizerConfig(**CONFIG).build().eval()
     batch = tones(6, 0)
     loss, weight, scalars = asr_objective(model, batch)
     parts = [asr_objective(model, part(batch, rows)) for rows in (slice(0, 2), slice(2, 6))]
@@ -41,14 +41,14 @@ def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
-    model = SpeechTokenizerConfig(**CONFIG, ctc_weight=0.3, commitment_weight=4.0).build().eval()
+    model = SupervisedTokenizerConfig(**CONFIG, ctc_weight=0.3, commitment_weight=4.0).build().eval()
     loss, _, scalars = asr_objective(model, tones(3, 1))
     expected = 0.3 * scalars["ctc"] + 0.7 * scalars["attention"] + 4 * scalars["commitment"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_codebook_use_is_that_of_valid_tokens_and_of_the_running_counts() -> None:
-    model = SpeechTokenizerConfig(**CONFIG, vq_restart_threshold=0.5).build().eval()
+    model = SupervisedTokenizerConfig(**CONFIG, vq_restart_threshold=0.5).build().eval()
     batch = tones(5, 3)
     ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)
     model.quantizer.ema_count_K[:] = torch.tensor([3.0] * 10 + [0.1] * 6)  # mean 1.9
@@ -62,7 +62,7 @@ def test_codebook_use_is_that_of_valid_tokens_and_of_the_running_counts() -> Non
 
 def test_restarts_are_counted_once_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 tells what the quantiser did, the others add nothing; the trainer's sum over ranks is then the count."""
-    model = SpeechTokenizerConfig(**CONFIG, vq_decay=0.5, vq_restart_interval=1, vq_restart_threshold=0.9).build()
+    model = SupervisedTokenizerConfig(**CONFIG, vq_decay=0.5, vq_restart_interval=1, vq_restart_threshold=0.9).build()
     _, _, scalars = asr_objective(model, tones(5, 3))
     assert scalars["total_restarts"] == model.quantizer.restarted > 0
     monkeypatch.setenv("RANK", "1")
@@ -70,7 +70,7 @@ def test_restarts_are_counted_once_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     assert model.quantizer.restarted > 0
 
 
-def error_rate(model: SpeechTokenizer, batch: AudioBatch) -> float:
+def error_rate(model: SupervisedTokenizer, batch: AudioBatch) -> float:
     """Share of rows that the CTC head does not read exactly from their tokens."""
     ids_BT, num_tokens_B = model.encode(batch.wav_BS, batch.num_samples_B)
     with torch.no_grad():
@@ -80,7 +80,9 @@ def error_rate(model: SpeechTokenizer, batch: AudioBatch) -> float:
 
 
 def test_tokens_learn_to_carry_the_text() -> None:
-    model = SpeechTokenizerConfig(**CONFIG, vq_warmup_updates=60, vq_decay=0.95, commitment_weight=0.2).build().train()
+    model = (
+        SupervisedTokenizerConfig(**CONFIG, vq_warmup_updates=60, vq_decay=0.95, commitment_weight=0.2).build().train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(120):
         loss, weight, scalars = asr_objective(model, tones(12, step))

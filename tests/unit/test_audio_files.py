@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speechquilt import audio
-from speechquilt.data import audio_files
-from speechquilt.data.audio_files import End, Piece
+from speechquilt.data.sources import audio_files
+from speechquilt.data.sources.audio_files import End, Piece
 from speechquilt.types import Waveform
 
 RATES = [8000, 11025, 16000, 22050, 44100, 48000, 7919]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data import text_files
-from speechquilt.data.corpus import Reject, TextDocument
-from speechquilt.data.text_files import TextReader, open_corpus
+from speechquilt.data.sources import text_files
+from speechquilt.data.sources.text_files import TextReader, open_corpus
+from speechquilt.types import Reject, TextDocument
 
 
 def names(folder: Path) -> list[str]:

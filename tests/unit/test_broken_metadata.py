@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from speechquilt import audio
-from speechquilt.data.audio_files import BrokenAudio, list_audio, words_of
-from speechquilt.data.corpus import Reject, read_utterances
-from speechquilt.data.speech_corpora import FolderCorpus
-from speechquilt.types import Utterance, Waveform
+from speechquilt.data.sources.audio_files import BrokenAudio, list_audio, words_of
+from speechquilt.data.sources.speech_corpora import FolderCorpus
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.types import Reject, Utterance, Waveform
 
 GOOD = {"file_name": "a.wav", "text": "the cat", "words": [["the", 0.0, 0.1], ["cat", 0.1, 0.2]]}
 BROKEN = [

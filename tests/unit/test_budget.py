@@ -6,15 +6,22 @@ import json
 import numpy as np
 import pytest
 
-from speechquilt.data.pack import PackConfig
+from speechquilt.data.feed.pack import PackConfig
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Request
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.recipes import shards as shard_recipes
-from speechquilt.recipes.lm import BPE_FILE, LMRecipe, load_scorer, num_steps, open_data, train_lm
+from speechquilt.stages.train_lm import BPE_FILE, LMRecipe, load_scorer, num_steps, open_data, train_lm
+from speechquilt.stages.training_documents import (
+    shard_info,
+    speech_documents,
+    spoken_texts,
+    text_segment,
+    write_documents,
+    write_spoken,
+)
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.train.trainer import TrainConfig
@@ -63,20 +70,18 @@ def utterance(rng: np.random.Generator) -> AlignedTokens:
 def shards(tmp_path_factory):
     """Text, speech and spoken shards of an invented language, a few hundred documents each."""
     root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
-    info = shard_recipes.shard_info(
-        Vocab(num_text=TOKENIZER.size, num_speech=NUM_SPEECH), TOKENIZER, "speech-a", recipe="test"
-    )
+    info = shard_info(Vocab(num_text=TOKENIZER.size, num_speech=NUM_SPEECH), TOKENIZER, "speech-a", recipe="test")
     spoken = [utterance(rng) for _ in range(300)]
     ids = [f"u{i}" for i in range(300)]
     texts = [Document(id=i, source="text", segments=(text(s.text),)) for i, s in zip(ids, spoken)]
-    shard_recipes.write(root / "text", info, [(t, "") for t in texts])
-    shard_recipes.write(root / "speech", info, shard_recipes.speech_documents(ids, spoken))
-    shard_recipes.write_spoken(root / "parallel", info, shard_recipes.spoken_texts(ids, spoken))
+    write_documents(root / "text", info, [(t, "") for t in texts])
+    write_documents(root / "speech", info, speech_documents(ids, spoken))
+    write_spoken(root / "parallel", info, spoken_texts(ids, spoken))
     return {name: root / name for name in WEIGHTS}
 
 
 def text(words: str) -> Segment:
-    return shard_recipes.text_segment(TOKENIZER, words)
+    return text_segment(TOKENIZER, words)
 
 
 def recipe(kind: str = "none", **changes) -> LMRecipe:

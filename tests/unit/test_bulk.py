@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data import bulk
-from speechquilt.data.bulk import Output
-from speechquilt.data.shards import MANIFEST, ShardFolder, ShardInfo, ShardWriter, read_documents
+from speechquilt.data.shards.documents import ShardFolder, ShardWriter, read_documents
+from speechquilt.data.shards.parquet import MANIFEST, ShardInfo
+from speechquilt.jobs import bulk
+from speechquilt.jobs.bulk import Output
 from speechquilt.types import Document, Segment
 
 INFO = ShardInfo(num_text=0, num_speech=100, text_fingerprint="", speech_fingerprint="x", made_by={"stage": "test"})
@@ -111,7 +112,7 @@ def work_alone(folder: Path, log: Path, pause_s: float) -> None:
 def processes():
     """Processes that begin at once: their server has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["speechquilt.data.bulk", "hypothesis", "pytest"])
+    context.set_forkserver_preload(["speechquilt.jobs.bulk", "hypothesis", "pytest"])
     return context
 
 
@@ -268,7 +269,7 @@ def test_through_datatrove(tmp_path):
     pytest.importorskip("datatrove", reason="datatrove is the extra `cluster`")
     from datatrove.executor import LocalPipelineExecutor
 
-    from speechquilt.recipes.cluster import MergeStep, TaskStep
+    from speechquilt.jobs.cluster import MergeStep, TaskStep
 
     job = prepare(tmp_path / "local")
     bulk.run_local(job, 1)

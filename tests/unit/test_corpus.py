@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from speechquilt import audio
-from speechquilt.data.corpus import Reject, read_utterances
-from speechquilt.recipes.corpus import folder_corpus, join
-from speechquilt.types import Utterance, Waveform
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.stages.corpus import folder_corpus, join
+from speechquilt.types import Reject, Utterance, Waveform
 
 
 def tone(seconds: float = 0.3) -> Waveform:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.duration_batches import epoch_rows
+from speechquilt.data.feed.duration_batches import epoch_rows
 
 SOURCES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=3)
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.model import entropy, folder
+from speechquilt.model import entropy, saving
 from speechquilt.model.entropy import EntropyConfig, EntropyPatcher, calibrate
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.model.patcher import PatcherConfig, eval_patcher
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.types import Document, LaidOut, Segment
 from speechquilt.vocab import Vocab
@@ -159,7 +159,7 @@ def test_calibration_refuses_what_cannot_be(trained: PlainLM) -> None:
 
 
 def test_config_reads_the_folder_of_a_plain_model(trained: PlainLM, tmp_path: Path) -> None:
-    folder.save(trained, tmp_path / "plain")
+    saving.save(trained, tmp_path / "plain")
     made = PatcherConfig(
         kind="entropy", entropy=EntropyConfig(model=str(tmp_path / "plain"), threshold=0.5, max_patch_size=9)
     )
@@ -178,7 +178,7 @@ def test_config_reads_the_folder_of_a_plain_model(trained: PlainLM, tmp_path: Pa
         local_heads=2,
         local_ffn=16,
     )
-    folder.save(latent.build(), tmp_path / "latent")
+    saving.save(latent.build(), tmp_path / "latent")
     with pytest.raises(ValueError, match="LatentLM; train a plain LM"):
         EntropyConfig(model=str(tmp_path / "latent"), threshold=0.5, max_patch_size=9).build()
     with pytest.raises(FileNotFoundError, match="missing"):

@@ -8,11 +8,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechquilt.model import presets
+from speechquilt.model import ladder
 from speechquilt.model.flops import forward_flops, paper_row, paper_units, real_tokens, sizes, training_flops
 from speechquilt.model.latent import LatentLM, LatentLMConfig
-from speechquilt.model.lm import PlainLM, PlainLMConfig
 from speechquilt.model.patcher import StaticPatcher
+from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.vocab import Vocab
 from tests.dummies import VOCAB, make_batch, random_laid_out
@@ -104,8 +104,8 @@ def test_the_true_saving_with_the_local_modules_counted(
     its width and their keys and values, 0.020 of the baseline.
     """
     vocab = Vocab(num_text=32_000, num_speech=501)
-    plain = presets.plain("1.4B").for_vocab(vocab)
-    latent_ = replace(presets.latent("1.4B"), text_path=text_path).for_vocab(vocab)
+    plain = ladder.plain("1.4B").for_vocab(vocab)
+    latent_ = replace(ladder.latent("1.4B"), text_path=text_path).for_vocab(vocab)
     per_token = []
     for config, patch in ((latent_, 4), (plain, 1)):
         size = paper_row(config, patch)
@@ -114,9 +114,9 @@ def test_the_true_saving_with_the_local_modules_counted(
 
 
 def test_presets_share_the_global_transformer() -> None:
-    for name in presets.NAMES:
-        assert presets.plain(name).llama == presets.latent(name).global_
-    for config in (presets.plain("toy", VOCAB.size), presets.latent("toy", VOCAB.size)):
+    for name in ladder.NAMES:
+        assert ladder.plain(name).llama == ladder.latent(name).global_
+    for config in (ladder.plain("toy", VOCAB.size), ladder.latent("toy", VOCAB.size)):
         logits_BTV = config.build().forward(make_batch([[random_laid_out(1)]], StaticPatcher(4)))
         assert torch.isfinite(logits_BTV).all()
 
@@ -136,11 +136,11 @@ def test_presets_have_the_parameters_of_the_specification(name: str, latent_tota
     """Spec 2, 6.3, in millions."""
     vocab = Vocab(num_text=32_000, num_speech=501)
     with torch.device("meta"):
-        models = LatentLM(presets.latent(name).for_vocab(vocab)), PlainLM(presets.plain(name).for_vocab(vocab))
+        models = LatentLM(ladder.latent(name).for_vocab(vocab)), PlainLM(ladder.plain(name).for_vocab(vocab))
     millions = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
     assert millions == pytest.approx([latent_total, plain_total], abs=0.6)
 
 
 def test_an_unknown_preset_says_which_are_known() -> None:
     with pytest.raises(ValueError, match=r"420.*did you mean 420M"):
-        presets.latent("420")
+        ladder.latent("420")

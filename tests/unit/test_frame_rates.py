@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from speechquilt.recipes.frame_rates import FrameRatesConfig, name_of, study
-from speechquilt.recipes.rate_figure import RatePoint, rate_svg
-from speechquilt.tokenizer.presets import RATES
+from speechquilt.studies.frame_rates import FrameRatesConfig, name_of, study
+from speechquilt.studies.rate_figure import RatePoint, rate_svg
+from speechquilt.tokenizer.whisper_sizes import RATES
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.cli import main
-from speechquilt.data.parallel import SpokenText
-from speechquilt.data.shards import ShardFolder, ShardInfo, ShardWriter
-from speechquilt.data.spoken import SpokenWriter
-from speechquilt.evals.shard_page import BARS, histogram_svg
-from speechquilt.recipes import inspect
-from speechquilt.recipes.inspect import Lengths, span_texts, units_of
-from speechquilt.recipes.shards import text_fingerprint
+from speechquilt.data.interleaving.parallel import SpokenText
+from speechquilt.data.shards.documents import ShardFolder, ShardWriter
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.shards.spoken import SpokenWriter
+from speechquilt.jobs import inspect
+from speechquilt.jobs.inspect import Lengths, span_texts, units_of
+from speechquilt.reports.shard_page import BARS, histogram_svg
+from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.types import Document, Segment, UnitEnd
 from tests.contracts.tiny_tokenizer import TEXT, build
 from tests.unit.test_report import EVIL, Checker

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.interleave import (
+from speechquilt.data.interleaving.placement import place_spans
+from speechquilt.data.interleaving.speakable import unspeakable_words
+from speechquilt.data.interleaving.synthetic import (
     InterleaveConfig,
     InterleaveStats,
     assemble,
@@ -16,8 +18,6 @@ from speechquilt.data.interleave import (
     plan,
     split_words,
 )
-from speechquilt.data.placement import place_spans
-from speechquilt.data.speakable import unspeakable_words
 from speechquilt.types import SpokenSpan
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

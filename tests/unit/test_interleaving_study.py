@@ -11,21 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import config as configs
-from speechquilt.data.corpus import TextDocument
-from speechquilt.data.interleave import InterleaveConfig, InterleaveStats
-from speechquilt.data.micro_world import MicroWorldConfig
-from speechquilt.data.shards import ShardFolder, ShardInfo
-from speechquilt.recipes import defaults, interleaving, shards, study, toy
-from speechquilt.recipes.interleaving import Condition, InterleavingConfig, Question
-from speechquilt.recipes.lm import train_lm
-from speechquilt.recipes.stage import MARK, Story, write_json
+from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
+from speechquilt.data.shards.documents import ShardFolder
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.sources.micro_world import MicroWorldConfig
+from speechquilt.files import write_json
+from speechquilt.recipes import defaults
+from speechquilt.recipes.toy import pipeline
+from speechquilt.stages import training_documents
+from speechquilt.stages.stage import MARK, Story
+from speechquilt.stages.train_lm import train_lm
+from speechquilt.stages.training_documents import write_documents
+from speechquilt.studies import interleaved_data, seeds
+from speechquilt.studies.interleaved_data import Condition, InterleavingConfig, Question
 from speechquilt.text import TextTokenizer
-from speechquilt.types import Document, SpokenSpan, UnitEnd
+from speechquilt.types import Document, SpokenSpan, TextDocument, UnitEnd
 from speechquilt.vocab import Vocab
 from tests.e2e.test_story import SETTINGS
 
 RECORDED = ("parallel", "speech", "asr", "tts")
-INTERLEAVED = set(toy.INTERLEAVED)
+INTERLEAVED = set(pipeline.INTERLEAVED)
 weight = st.floats(0.05, 1.0)
 
 
@@ -99,7 +104,9 @@ def stories_to_read() -> tuple[list[TextDocument], TextTokenizer, ShardInfo]:
     stories = MicroWorldConfig().build().documents("story", 30, seed=0)
     texts = [TextDocument(id=f"story-{i}", text=text) for i, text in enumerate(stories)]
     tokenizer = TextTokenizer.train([t.text for t in texts], 1000)
-    info = shards.shard_info(Vocab(num_text=tokenizer.size, num_speech=256), tokenizer, "speech", recipe="toy")
+    info = training_documents.shard_info(
+        Vocab(num_text=tokenizer.size, num_speech=256), tokenizer, "speech", recipe="toy"
+    )
     return texts, tokenizer, info
 
 
@@ -110,13 +117,13 @@ def content(folder: ShardFolder) -> list:
 def test_shards_of_another_ratio_hold_the_same_texts_with_more_or_less_of_them_spoken(tmp_path):
     texts, tokenizer, info = stories_to_read()
     stats, reader = InterleaveStats(), Reader()
-    made = shards.interleaved_documents(texts, reader, tokenizer, 2, InterleaveConfig(), stats)
-    shards.write(tmp_path / "before", info, made)
+    made = training_documents.interleaved_documents(texts, reader, tokenizer, 2, InterleaveConfig(), stats)
+    write_documents(tmp_path / "before", info, made)
     before = ShardFolder(tmp_path / "before")
-    assert interleaving.interleaved_texts(before) == texts
+    assert interleaved_data.interleaved_texts(before) == texts
     for ratio in (0.1, 0.3, 0.5):
         folder, config = tmp_path / str(ratio), InterleaveConfig(ratio=ratio)
-        counts = interleaving.interleave_again(before, reader, tokenizer, 2, config, folder)
+        counts = interleaved_data.interleave_again(before, reader, tokenizer, 2, config, folder)
         again = ShardFolder(folder)
         assert counts["shards.interleaved.ratio"] == pytest.approx(ratio, abs=0.01)
         assert [again[i].id for i in range(len(again))] == [before[i].id for i in range(len(before))]
@@ -124,15 +131,17 @@ def test_shards_of_another_ratio_hold_the_same_texts_with_more_or_less_of_them_s
         spoken = [s for i in range(len(again)) for s in again[i].segments if s.modality == "speech"]
         assert all(s.unit_end_T is not None for s in spoken)
         assert again.info.made_by["ratio"] == ratio
-        again.check(speech_fingerprint="speech", text_fingerprint=shards.text_fingerprint(tokenizer))
+        again.check(speech_fingerprint="speech", text_fingerprint=training_documents.text_fingerprint(tokenizer))
 
 
 def test_a_curriculum_trains_where_only_the_text_to_token_model_has_spoken(tmp_path):
     texts, tokenizer, info = stories_to_read()
-    made = shards.interleaved_documents(texts, Reader(), tokenizer, 1, InterleaveConfig(), InterleaveStats())
-    shards.write(tmp_path / "interleaved", info, made)
-    shards.write(tmp_path / "text", info, shards.text_documents(texts, tokenizer))
-    recipe = interleaving.lm_recipe(tiny(tmp_path), Condition(without=RECORDED, patcher="curriculum"), seed=0)
+    made = training_documents.interleaved_documents(
+        texts, Reader(), tokenizer, 1, InterleaveConfig(), InterleaveStats()
+    )
+    write_documents(tmp_path / "interleaved", info, made)
+    write_documents(tmp_path / "text", info, training_documents.text_documents(texts, tokenizer))
+    recipe = interleaved_data.lm_recipe(tiny(tmp_path), Condition(without=RECORDED, patcher="curriculum"), seed=0)
     folders = {source: tmp_path / source for source in recipe.weights}
     trained = train_lm(recipe, folders, tokenizer, tmp_path / "lm", "run")
     assert trained["lm.run.speech_tokens"] > 100
@@ -140,14 +149,14 @@ def test_a_curriculum_trains_where_only_the_text_to_token_model_has_spoken(tmp_p
 
     without_ends = [replace(s, unit_end_T=None) for s in ShardFolder(folders["interleaved"])[0].segments]
     document = Document(id="no ends", segments=tuple(without_ends), source="interleaved")
-    shards.write(folders["interleaved"], info, [(document, "")])
+    write_documents(folders["interleaved"], info, [(document, "")])
     with pytest.raises(ValueError, match="speech without unit_end_T"):  # so the ends above were read
         train_lm(recipe, folders, tokenizer, tmp_path / "lm_2", "run")
 
 
 def write_details(evals: Path, run: str, **items: list[dict]) -> None:
     (evals / run).mkdir(parents=True)
-    write_json(evals / run / study.DETAILS, {key: {"items": of} for key, of in items.items()})
+    write_json(evals / run / seeds.DETAILS, {key: {"items": of} for key, of in items.items()})
 
 
 def test_seeds_are_pooled_and_gains_are_over_the_same_stories(tmp_path):
@@ -158,13 +167,13 @@ def test_seeds_are_pooled_and_gains_are_over_the_same_stories(tmp_path):
     write_details(tmp_path, "a_seed1", task=answers(True, True, False, False))
     write_details(tmp_path, "b_seed0", task=answers(False, True, True, False))
     write_details(tmp_path, "b_seed1", task=answers(False, True, False, False))
-    a, b = study.run_names("a", (0, 1)), study.run_names("b", (0, 1))
-    found = study.pooled_accuracy(tmp_path, "task", a, b)
+    a, b = seeds.run_names("a", (0, 1)), seeds.run_names("b", (0, 1))
+    found = seeds.pooled_accuracy(tmp_path, "task", a, b)
     assert (found["value"], found["n"], found["clusters"], found["seeds"]) == (0.625, 8, 2, [0.75, 0.5])
     assert found["gain"]["value"] == 0.25
     assert (found["gain"]["low"], found["gain"]["high"]) == (0, 0.5)  # s0 gains a half, s1 nothing
-    assert study.accuracy_cell(found).endswith("(75 50) +25.0 [0, 50]")
-    assert study.accuracy_cell(study.pooled_accuracy(tmp_path, "task", a, a)).endswith("(75 50)")
+    assert seeds.accuracy_cell(found).endswith("(75 50) +25.0 [0, 50]")
+    assert seeds.accuracy_cell(seeds.pooled_accuracy(tmp_path, "task", a, a)).endswith("(75 50)")
 
 
 def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
@@ -178,7 +187,7 @@ def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
     write_details(tmp_path, "a_seed1", loss=losses(3 + spread))
     write_details(tmp_path, "b_seed0", loss=losses(1 + spread))
     write_details(tmp_path, "b_seed1", loss=losses(3 + spread))
-    found = study.pooled_loss(tmp_path, "loss", study.run_names("a", (0, 1)), study.run_names("b", (0, 1)))
+    found = seeds.pooled_loss(tmp_path, "loss", seeds.run_names("a", (0, 1)), seeds.run_names("b", (0, 1)))
     mean = float((spread * tokens).sum() / tokens.sum())
     assert found["value"] == pytest.approx(2.5 + mean)
     assert found["seeds"] == pytest.approx([2 + mean, 3 + mean])
@@ -191,11 +200,11 @@ def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
 def tiny(run_dir: Path) -> InterleavingConfig:
     small = ["width=32", "num_layers=1", "ffn_width=64"]
     models = [f"{model}.{setting}" for model in ("plain.llama", "latent.global_") for setting in small]
-    story = configs.override(toy.ToyConfig(), [*SETTINGS, *models, f"run_dir={run_dir / 'story'}"])
+    settings = configs.override(pipeline.ToyConfig(), [*SETTINGS, *models, f"run_dir={run_dir / 'story'}"])
     alone = Condition(without=RECORDED, patcher="curriculum")
     return InterleavingConfig(
         run_dir=str(run_dir / "study"),
-        story=story,
+        story=settings,
         seeds=(0,),
         steps=6,
         num_stories=2,
@@ -212,7 +221,7 @@ def times(folder: Path) -> dict[Path, int]:
 
 def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_path):
     config = tiny(tmp_path)
-    page = interleaving.study(config)
+    page = interleaved_data.study(config)
     before, story, made = page.read_text(), times(tmp_path / "story"), times(tmp_path / "study" / "lm")
     rows = json.loads((tmp_path / "study" / "results.json").read_text())["questions"]
     assert rows["ratio"]["0.3"] == rows["alone"]["all"]  # one run in two questions
@@ -225,7 +234,7 @@ def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_p
     for path in (page, lost / MARK, tmp_path / "study" / "evals" / "ratio_0_5_seed0" / MARK):
         path.unlink()
     given = replace(config, prepared=config.story.run_dir, story=replace(config.story, run_dir="nowhere"))
-    assert interleaving.study(given).read_text() == before
+    assert interleaved_data.study(given).read_text() == before
     assert times(tmp_path / "story") == story
     again = times(tmp_path / "study" / "lm")
     assert {path for path in again if again[path] != made.get(path)} <= set(lost.rglob("*"))
@@ -235,7 +244,7 @@ def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_p
 
 def check_prepared(config: InterleavingConfig, run_dir: Path) -> None:
     """A finished story is taken as it is, but not for another world, and not when a stage is missing."""
-    made = toy.prepare(toy.scaled(config.story), Story(run_dir / "story"))
+    made = pipeline.prepare(pipeline.scaled(config.story), Story(run_dir / "story"))
     assert replace(config, prepared=str(run_dir / "story")).start() == made
     with pytest.raises(ValueError, match="another world"):
         replace(
@@ -247,9 +256,9 @@ def check_prepared(config: InterleavingConfig, run_dir: Path) -> None:
 
 def check_voiced(config: InterleavingConfig, run_dir: Path) -> None:
     """What was tokenised once is what a run would have made itself."""
-    made = toy.prepare(toy.scaled(config.story), Story(run_dir / "story"))
-    kept = interleaving.read_voiced(run_dir / "study" / "voiced" / interleaving.VOICED)
-    interleaving.voice(config, made, run_dir)
+    made = pipeline.prepare(pipeline.scaled(config.story), Story(run_dir / "story"))
+    kept = interleaved_data.read_voiced(run_dir / "study" / "voiced" / interleaved_data.VOICED)
+    interleaved_data.voice(config, made, run_dir)
     assert {key: s.ids_T.tolist() for key, s in kept.items()} == {
-        key: s.ids_T.tolist() for key, s in interleaving.read_voiced(run_dir / interleaving.VOICED).items()
+        key: s.ids_T.tolist() for key, s in interleaved_data.read_voiced(run_dir / interleaved_data.VOICED).items()
     }

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.parallel import SILENCE, SpokenText, interleave_parallel
-from speechquilt.data.spoken import JoinConfig, JoinedTexts
+from speechquilt.data.feed.spoken_documents import JoinConfig, JoinedTexts
+from speechquilt.data.interleaving.parallel import SILENCE, SpokenText, interleave_parallel
 
 SESSION = re.compile(r"(.+)[-_/]\d+")
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.micro_world import DOCUMENT_WORDS, GROUPS, SENTENCE_WORDS, Fact, MicroWorld, MicroWorldConfig
+from speechquilt.data.sources.micro_world import (
+    DOCUMENT_WORDS,
+    GROUPS,
+    SENTENCE_WORDS,
+    Fact,
+    MicroWorld,
+    MicroWorldConfig,
+)
 from speechquilt.tts import EspeakTTSConfig
 
 WORLDS = [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Exhausted, Mixture, MixtureConfig, num_laid_out
+from speechquilt.data.feed.mixture import Exhausted, Mixture, MixtureConfig, num_laid_out
 from speechquilt.recipes.defaults import WEIGHTS
 from speechquilt.recipes.mixtures import PRESETS, shares, weights_of
 from speechquilt.types import Document, Segment

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechquilt.model.folder import load, save
 from speechquilt.model.latent import LatentLMConfig
-from speechquilt.model.lm import PlainLMConfig
+from speechquilt.model.plain import PlainLMConfig
+from speechquilt.model.saving import load, save
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.nn.rope import RopeScaling
 

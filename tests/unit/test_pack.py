@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig, PackedLoader
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig, PackedLoader
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Segment
 from speechquilt.vocab import Vocab
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Exhausted, Mixture
-from speechquilt.data.pack import PackedLoader
+from speechquilt.data.feed.mixture import Exhausted, Mixture
+from speechquilt.data.feed.pack import PackedLoader
 from speechquilt.types import Batch
 from tests.unit.test_pack import CONFIG, SOURCES, VOCAB, Chunks, same
 

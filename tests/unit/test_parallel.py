@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.parallel import (
+from speechquilt.data.interleaving.parallel import (
     ParallelSource,
     SpokenText,
     draw_blocks,

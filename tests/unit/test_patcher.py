@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from speechquilt import config
 from speechquilt.model.entropy import EntropyConfig, EntropyPatcher
-from speechquilt.model.lm import PlainLMConfig
 from speechquilt.model.patcher import (
     AlignedPatcher,
     BoundaryNoise,
@@ -21,6 +20,7 @@ from speechquilt.model.patcher import (
     StaticPatcher,
     eval_patcher,
 )
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import Patcher
 from speechquilt.types import Document, LaidOut, Segment, UnitEnd

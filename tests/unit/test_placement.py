@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data import placement
-from speechquilt.data.interleave import choose_spans, choose_speakable_spans, runs_of
-from speechquilt.data.placement import cut, place_in_order, place_in_runs
+from speechquilt.data.interleaving import placement
+from speechquilt.data.interleaving.placement import cut, place_in_order, place_in_runs
+from speechquilt.data.interleaving.synthetic import choose_spans, choose_speakable_spans, runs_of
 
 Spans = tuple[tuple[int, int], ...]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from speechquilt.cli import main
-from speechquilt.recipes import tokenizer_presets
-from speechquilt.recipes.plan import RECIPES, plan
+from speechquilt.commands.plan import RECIPES, plan
+from speechquilt.recipes import tokenizers
 
 
 def stage(data, name):
@@ -36,9 +36,9 @@ def test_twice_the_gpus_take_half_the_time_and_less_memory(recipe: str) -> None:
 
 
 def test_the_tokenizers_cost_what_their_presets_say() -> None:
-    for name, ranks in (("large", tokenizer_presets.PAPER_RANKS), ("small", 1)):
+    for name, ranks in (("large", tokenizers.PAPER_RANKS), ("small", 1)):
         found = plan(f"tokenizer_{name}", 4, "h100", 0.4)
-        expected = tokenizer_presets.cost(tokenizer_presets.RECIPES[name], ranks=ranks)
+        expected = tokenizers.cost(tokenizers.RECIPES[name], ranks=ranks)
         assert found["gpu_hours"] == pytest.approx(expected.gpu_hours)
         assert stage(found, "tokenizer")["amount"] == pytest.approx(expected.audio_hours * 3600)
     assert found["gpu_hours"] < 24  # one GPU finishes it in hours

@@ -2,8 +2,8 @@
 
 import pytest
 
-from speechquilt.data import progress
-from speechquilt.data.progress import Progress, forecast
+from speechquilt.jobs import progress
+from speechquilt.jobs.progress import Progress, forecast
 
 
 def test_the_forecast_is_of_this_run():

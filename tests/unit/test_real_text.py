@@ -11,21 +11,20 @@ from hypothesis import strategies as st
 
 from speechquilt import cli
 from speechquilt import config as configs
-from speechquilt.data import interleave
-from speechquilt.data.corpus import TextDocument
-from speechquilt.data.installed_texts import (
+from speechquilt.data.interleaving import synthetic
+from speechquilt.data.interleaving.speakable import unspeakable_words
+from speechquilt.data.interleaving.synthetic import InterleaveConfig, split_words
+from speechquilt.data.shards.documents import ShardFolder
+from speechquilt.studies import real_text
+from speechquilt.studies.installed_texts import (
     InstalledTextsConfig,
     collect,
     paragraphs_of,
     repeated_share,
     without_repeats,
 )
-from speechquilt.data.interleave import InterleaveConfig, split_words
-from speechquilt.data.shards import ShardFolder
-from speechquilt.data.speakable import unspeakable_words
-from speechquilt.recipes import real_text
-from speechquilt.recipes.real_text import RealTextConfig, accepted, sentences
-from speechquilt.types import SpokenSpan
+from speechquilt.studies.real_text import RealTextConfig, accepted, sentences
+from speechquilt.types import SpokenSpan, TextDocument
 from tests.contracts.tiny_tokenizer import TEXT
 
 SETTINGS = [
@@ -172,12 +171,12 @@ def test_no_word_that_can_be_spoken_is_lost_when_single_words_are_enough():
 @given(num_words=st.integers(20, 90), seed=st.integers(0, 10**6), data=st.data())
 def test_spans_that_became_speech_are_found_again(num_words, seed, data):
     text = " ".join(np.random.default_rng(seed).choice(["the", "cat", "sat", "on", "mat"], num_words))
-    plan = interleave.plan(f"d{seed}", text, 0, InterleaveConfig(seed=seed, poisson_mean=3))
+    plan = synthetic.plan(f"d{seed}", text, 0, InterleaveConfig(seed=seed, poisson_mean=3))
     kept = data.draw(st.lists(st.booleans(), min_size=len(plan.spans), max_size=len(plan.spans)))
     spoken = [_span(len(TEXT.encode(span)), "" if keep else "loop") for span, keep in zip(plan.spoken_spans, kept)]
-    document = interleave.assemble(plan, spoken, TEXT.encode)
+    document = synthetic.assemble(plan, spoken, TEXT.encode)
     assert accepted(plan, document, TEXT.encode) == kept
-    other = interleave.plan(f"d{seed}", "anna " * num_words, 0, InterleaveConfig(seed=seed, poisson_mean=3))
+    other = synthetic.plan(f"d{seed}", "anna " * num_words, 0, InterleaveConfig(seed=seed, poisson_mean=3))
     with pytest.raises(ValueError, match="is not made of the plan"):
         accepted(other, document, TEXT.encode)
 

@@ -12,18 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.evals import figures
-from speechquilt.evals.figures import Curve, Score, UtteranceView, line_chart, mel_png, si
-from speechquilt.evals.report import (
-    Audio,
-    ReportData,
-    Sample,
-    SampleRun,
-    Stage,
-    Table,
-    Verdict,
-    write_report,
-)
+from speechquilt.reports import figures
+from speechquilt.reports.figures import Curve, Score, UtteranceView, line_chart, mel_png, si
+from speechquilt.reports.report import Audio, ReportData, Sample, SampleRun, Stage, Table, Verdict, write_report
 from speechquilt.types import AlignedWord
 
 EVIL = """<script>alert('x')</script>" onload='y' & é"""

@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data import shards
-from speechquilt.data.shards import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    ShardFolder,
-    ShardInfo,
-    ShardWriter,
-    is_complete,
-    read_documents,
-)
+from speechquilt.data.shards import parquet
+from speechquilt.data.shards.documents import ShardFolder, ShardWriter, read_documents
+from speechquilt.data.shards.parquet import MANIFEST, SCHEMA_VERSION, ShardInfo, is_complete
 from speechquilt.types import Document, Segment, UnitEnd
 
 INFO = ShardInfo(
@@ -252,7 +245,7 @@ def test_ids_outside_the_vocabulary_are_refused_when_written(tmp_path):
 def test_reading_in_order_holds_one_shard_at_a_time(tmp_path, monkeypatch):
     """Counted where shards are read and where they are freed."""
     write(tmp_path / "s", [plain(i) for i in range(9)], documents_per_shard=2)
-    read_one, alive, most = shards._read_shard, weakref.WeakSet(), []
+    read_one, alive, most = parquet._read_shard, weakref.WeakSet(), []
 
     class Counted:
         def __init__(self, shard):
@@ -266,7 +259,7 @@ def test_reading_in_order_holds_one_shard_at_a_time(tmp_path, monkeypatch):
         alive.add(counted := Counted(read_one(*arguments)))
         return counted
 
-    monkeypatch.setattr(shards, "_read_shard", counting)
+    monkeypatch.setattr(parquet, "_read_shard", counting)
     for document, expected in zip(ShardFolder(tmp_path / "s").in_order(), map(plain, range(9)), strict=True):
         assert_same(expected, document)
     assert len(most) == 5

@@ -10,8 +10,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig, PackedLoader
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig, PackedLoader
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.interleave import split_words
-from speechquilt.data.speakable import REASONS, _short_word_reason, language_of, unspeakable_words
-from speechquilt.data.verbalise import needs_verbalising, verbalise
+from speechquilt.data.interleaving.speakable import REASONS, _short_word_reason, language_of, unspeakable_words
+from speechquilt.data.interleaving.synthetic import split_words
+from speechquilt.data.interleaving.verbalise import needs_verbalising, verbalise
 
 # Written and spoken, as the grammars give it. Not all of it is what a careful reader would say: see the last rows.
 SPOKEN = [
@@ -125,7 +125,7 @@ def test_a_language_without_grammars_is_left_as_it_is():
 def test_without_the_library_plain_text_works_and_a_number_names_the_extra():
     code = (
         "import sys; sys.modules['wetext'] = None\n"
-        "from speechquilt.data.verbalise import verbalise\n"
+        "from speechquilt.data.interleaving.verbalise import verbalise\n"
         "assert verbalise('Plain, e.g. \"this\".') == 'Plain, for example \"this\".'\n"
         "verbalise('5 apples')"
     )

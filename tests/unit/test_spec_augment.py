@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.utterances import UtteranceLoader
-from speechquilt.tokenizer.model import SpeechTokenizerConfig
+from speechquilt.data.feed.utterances import UtteranceLoader
+from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 from speechquilt.train.metrics import TIMING, read_metrics
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import HIDDEN, SpecAugmentConfig
@@ -85,7 +85,7 @@ def test_same_seed_same_masks_and_the_generator_moves_on() -> None:
 def test_only_training_hears_masks_and_the_model_is_left_as_it_was() -> None:
     batch = tones(4, 0)
     augment = SpecAugmentConfig(time_frames=40, mel_bins=8).build()
-    model = SpeechTokenizerConfig(**CONFIG, vq_warmup_updates=1000).build().eval()
+    model = SupervisedTokenizerConfig(**CONFIG, vq_warmup_updates=1000).build().eval()
     plain = asr_objective(model, batch)[0].item()
     assert asr_objective(model, batch, augment)[0].item() == plain
     model.train()
@@ -97,7 +97,7 @@ def test_only_training_hears_masks_and_the_model_is_left_as_it_was() -> None:
 def test_a_run_with_masks_resumes_exactly(tmp_path: Path) -> None:
     def trainer(run_dir: Path) -> Trainer:
         config = TrainConfig(steps=6, lr=1e-3, log_every=1, checkpoint_every=100, num_threads=1, device="cpu")
-        model = SpeechTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size}, vq_warmup_updates=2).build()
+        model = SupervisedTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size}, vq_warmup_updates=2).build()
         loader = UtteranceLoader(CountingCorpus(9), TEXT, batch_seconds=3, threads=1)
         objective = partial(asr_objective, augment=SpecAugmentConfig().build())
         return Trainer(config, model, objective, loader, run_dir)

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.pack import PackConfig
-from speechquilt.data.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.feed.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Request, Scorer
+from speechquilt.model.ladder import plain
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.model.presets import plain
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import audio
-from speechquilt.data.corpus import Reject
-from speechquilt.data.speech_corpora import (
+from speechquilt.data.feed.utterances import AHEAD_PER_THREAD, UtteranceLoader
+from speechquilt.data.sources.speech_corpora import (
     CutCorpus,
     DatasetCorpus,
     Entry,
@@ -25,9 +25,8 @@ from speechquilt.data.speech_corpora import (
     from_int16,
     to_int16,
 )
-from speechquilt.data.utterances import AHEAD_PER_THREAD, UtteranceLoader
 from speechquilt.text import TextTokenizer
-from speechquilt.types import AudioBatch, Utterance, Waveform
+from speechquilt.types import AudioBatch, Reject, Utterance, Waveform
 
 TEXTS = ["the cat sat", "a dog", "the mat", "on the cat", "dog and cat", "mat"]
 TEXT = TextTokenizer.train(TEXTS * 3, 300)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.interleave import check_equal, plain_blocks, plain_interleave
-from speechquilt.data.mixture import Mixture
-from speechquilt.data.parallel import (
+from speechquilt.data.feed.mixture import Mixture
+from speechquilt.data.feed.spoken_documents import as_documents
+from speechquilt.data.interleaving.parallel import (
     ParallelSource,
     SpokenText,
     draw_blocks,
@@ -18,8 +19,9 @@ from speechquilt.data.parallel import (
     word_by_word,
     word_pieces,
 )
-from speechquilt.data.shards import MANIFEST, ShardFolder, ShardInfo, ShardWriter
-from speechquilt.data.spoken import SpokenFolder, SpokenWriter, as_documents, open_shards
+from speechquilt.data.shards.documents import ShardFolder, ShardWriter
+from speechquilt.data.shards.parquet import MANIFEST, ShardInfo
+from speechquilt.data.shards.spoken import SpokenFolder, SpokenWriter, open_shards
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Document, Segment, UnitEnd
 

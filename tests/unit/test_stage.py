@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from speechquilt.recipes.stage import Story
+from speechquilt.stages.stage import Story
 
 
 def run(run_dir, settings, made, fail=False):

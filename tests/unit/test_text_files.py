@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.corpus import Reject, TextDocument
-from speechquilt.data.interleave import split_words
-from speechquilt.data.text_files import TextReader, open_corpus, parts, read_texts
+from speechquilt.data.interleaving.synthetic import split_words
+from speechquilt.data.sources.text_files import TextReader, open_corpus, parts, read_texts
+from speechquilt.types import Reject, TextDocument
 
 
 def read(source: Path | str, *, slice_bytes: int = 2**20, **keywords) -> list[TextDocument | Reject]:

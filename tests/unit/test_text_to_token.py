@@ -20,7 +20,7 @@ from speechquilt.text_to_token.examples import (
     whole_example,
 )
 from speechquilt.text_to_token.generate import EngineConfig, longest_loop, read_answer, sample
-from speechquilt.text_to_token.model import TextToTokenConfig
+from speechquilt.text_to_token.network import TextToTokenConfig
 from speechquilt.types import IGNORE, UnitEnd
 from speechquilt.vocab import Special
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from speechquilt.tokenizer import load
 from speechquilt.tokenizer.emitters import TokenizerEmitter
-from speechquilt.tokenizer.model import SpeechTokenizer
-from speechquilt.tokenizer.presets import RATES, preset
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.tokenizer.token_encoder import TokenEncoder
+from speechquilt.tokenizer.whisper_sizes import RATES, preset
 from tests.contracts.tiny_tokenizer import CONFIG, TEXT, build
 from tests.parity.tiny_tokenizers import noise
 
@@ -23,12 +23,12 @@ SETTINGS = {"deadline": None, "derandomize": True}
 
 
 @pytest.fixture(scope="module")
-def hard() -> SpeechTokenizer:
+def hard() -> SupervisedTokenizer:
     return build()
 
 
 @pytest.fixture(scope="module")
-def carried(hard: SpeechTokenizer) -> SpeechTokenizer:
+def carried(hard: SupervisedTokenizer) -> SupervisedTokenizer:
     """The same weights and codes."""
     model = replace(CONFIG, context_frames=FRAMES).build(TEXT).eval()
     model.load_state_dict(hard.state_dict())
@@ -72,7 +72,9 @@ def test_around_the_edges_of_windows_streaming_equals_offline(
     assert torch.equal(streamed(model, wav_S, chunk), tokens(model, wav_S))
 
 
-def test_a_clip_of_one_window_is_what_it_is_without_context(carried: SpeechTokenizer, hard: SpeechTokenizer) -> None:
+def test_a_clip_of_one_window_is_what_it_is_without_context(
+    carried: SupervisedTokenizer, hard: SupervisedTokenizer
+) -> None:
     wav_S = noise(2, 2.4)
     assert torch.equal(pooled(carried, wav_S), pooled(hard, wav_S))
     with torch.no_grad():
@@ -80,7 +82,7 @@ def test_a_clip_of_one_window_is_what_it_is_without_context(carried: SpeechToken
     assert torch.equal(*states)
 
 
-def test_the_next_window_is_the_clip_that_begins_with_the_context(carried: SpeechTokenizer) -> None:
+def test_the_next_window_is_the_clip_that_begins_with_the_context(carried: SupervisedTokenizer) -> None:
     """A hand-made reference: tokens 30 to 47 are the last 18 of the clip from token 18 on."""
     wav_S = noise(3, 2 * 2.4)
     second_S = wav_S[(WINDOW - CONTEXT) * 1280 : (2 * WINDOW - CONTEXT) * 1280]
@@ -88,7 +90,7 @@ def test_the_next_window_is_the_clip_that_begins_with_the_context(carried: Speec
     assert torch.equal(pooled(carried, wav_S)[WINDOW : 2 * WINDOW - CONTEXT], expected)
 
 
-def test_context_is_heard_and_nothing_before_it(carried: SpeechTokenizer, hard: SpeechTokenizer) -> None:
+def test_context_is_heard_and_nothing_before_it(carried: SupervisedTokenizer, hard: SupervisedTokenizer) -> None:
     wav_S, other_S = noise(4, 3.6), noise(5, 3.6)
     heard_from = (WINDOW - CONTEXT) * 1280
     before_S = torch.cat([other_S[:heard_from], wav_S[heard_from:]])
@@ -99,7 +101,7 @@ def test_context_is_heard_and_nothing_before_it(carried: SpeechTokenizer, hard: 
     assert torch.equal(pooled(hard, wav_S)[after], pooled(hard, inside_S)[after])
 
 
-def test_the_asr_half_carries_the_same_context(carried: SpeechTokenizer) -> None:
+def test_the_asr_half_carries_the_same_context(carried: SupervisedTokenizer) -> None:
     """States after the edge depend on tokens of the context, and on none before."""
     ids_BT = tokens(carried, noise(6, 3.6))[None]
     num_tokens_B = torch.tensor([ids_BT.shape[1]])
@@ -115,7 +117,7 @@ def test_the_asr_half_carries_the_same_context(carried: SpeechTokenizer) -> None
     assert (states(slice(WINDOW - CONTEXT, WINDOW - CONTEXT + 1)) - same).abs().max() > 1e-4
 
 
-def test_hour_long_streams_keep_a_bounded_state(carried: SpeechTokenizer) -> None:
+def test_hour_long_streams_keep_a_bounded_state(carried: SupervisedTokenizer) -> None:
     """Over many windows nothing accumulates: samples within context and a block, keys within a window."""
     state, sizes = carried.init_state(), []
     for i in range(60):
@@ -126,7 +128,7 @@ def test_hour_long_streams_keep_a_bounded_state(carried: SpeechTokenizer) -> Non
     assert sizes.count(sizes[-1]) > 2  # the same sizes come again: a cycle
 
 
-def test_folders_from_before_keep_their_tokens_and_fingerprint(tmp_path: Path, hard: SpeechTokenizer) -> None:
+def test_folders_from_before_keep_their_tokens_and_fingerprint(tmp_path: Path, hard: SupervisedTokenizer) -> None:
     hard.save(tmp_path)
     path = tmp_path / "config.json"
     keys = json.loads(path.read_text())
@@ -134,22 +136,22 @@ def test_folders_from_before_keep_their_tokens_and_fingerprint(tmp_path: Path, h
     path.write_text(json.dumps(keys))
     old = load(tmp_path)
     wav_S = noise(7, 5.0)
-    assert isinstance(old, SpeechTokenizer)
+    assert isinstance(old, SupervisedTokenizer)
     assert torch.equal(tokens(old, wav_S), tokens(hard, wav_S))
     assert old.fingerprint == hard.fingerprint
 
 
 def test_context_is_saved_and_part_of_the_fingerprint(
-    tmp_path: Path, carried: SpeechTokenizer, hard: SpeechTokenizer
+    tmp_path: Path, carried: SupervisedTokenizer, hard: SupervisedTokenizer
 ) -> None:
     carried.save(tmp_path)
     again, wav_S = load(tmp_path), noise(8, 5.0)
-    assert isinstance(again, SpeechTokenizer)
+    assert isinstance(again, SupervisedTokenizer)
     assert torch.equal(tokens(again, wav_S), tokens(carried, wav_S))
     assert again.fingerprint == carried.fingerprint != hard.fingerprint
 
 
-def test_the_part_that_makes_tokens_alone_makes_them(carried: SpeechTokenizer) -> None:
+def test_the_part_that_makes_tokens_alone_makes_them(carried: SupervisedTokenizer) -> None:
     alone = carried.config.tokens_only().build().eval()
     alone.load_state_dict(carried.state_dict(), strict=False)
     wav_S = noise(9, 5.0)
@@ -165,7 +167,7 @@ def test_contexts_that_cannot_be_are_named(keys: dict[str, int]) -> None:
         assert replace(CONFIG, causal=False, **keys).build(TEXT).context_samples == 8 * 320
 
 
-def test_the_aligner_hears_it_too(carried: SpeechTokenizer, hard: SpeechTokenizer) -> None:
+def test_the_aligner_hears_it_too(carried: SupervisedTokenizer, hard: SupervisedTokenizer) -> None:
     assert (TokenizerEmitter(carried).context_frames, TokenizerEmitter(hard).context_frames) == (CONTEXT, 0)
 
 

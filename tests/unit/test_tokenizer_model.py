@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from tests.contracts.tiny_tokenizer import CONFIG, TEXT, build
 from tests.parity.tiny_tokenizers import noise
 
 
 @pytest.fixture(scope="module", params=["default", "pooling 8"])
-def model(request: pytest.FixtureRequest) -> SpeechTokenizer:
+def model(request: pytest.FixtureRequest) -> SupervisedTokenizer:
     return build() if request.param == "default" else build(pooling=8, width=48)
 
 
-def alone(model: SpeechTokenizer, wav_S: torch.Tensor) -> torch.Tensor:
+def alone(model: SupervisedTokenizer, wav_S: torch.Tensor) -> torch.Tensor:
     return model.encode(wav_S[None], torch.tensor([len(wav_S)]))[0][0]
 
 
-def test_tokens_leave_as_soon_as_their_block_is_complete(model: SpeechTokenizer) -> None:
+def test_tokens_leave_as_soon_as_their_block_is_complete(model: SupervisedTokenizer) -> None:
     wav_S, state, block = noise(5, 1.0), model.init_state(), model.config.block_frames * 320
     early_T, state = model.step(wav_S[: block - 1], state)
     assert len(early_T) == 0
@@ -29,7 +29,7 @@ def test_tokens_leave_as_soon_as_their_block_is_complete(model: SpeechTokenizer)
     assert len(late_T) == block // model.token_samples
 
 
-def test_training_pass_ignores_padding_too(model: SpeechTokenizer) -> None:
+def test_training_pass_ignores_padding_too(model: SupervisedTokenizer) -> None:
     wav_S = noise(7, 1.3)
     padded_BS = torch.stack([torch.cat([wav_S, torch.full((16000,), 0.9)]), noise(8, 1.3 + 1.0)])
     num_samples_B = torch.tensor([len(wav_S), padded_BS.shape[1]])
@@ -41,7 +41,7 @@ def test_training_pass_ignores_padding_too(model: SpeechTokenizer) -> None:
     assert not two.commitment_BT[0, n:].any()
 
 
-def test_audio_longer_than_a_window_is_its_windows(model: SpeechTokenizer) -> None:
+def test_audio_longer_than_a_window_is_its_windows(model: SupervisedTokenizer) -> None:
     wav_S = noise(9, 6.0)
     parts = [alone(model, part_S) for part_S in wav_S.split(model.window_samples)]
     assert len(parts) == 3
@@ -62,7 +62,7 @@ def test_a_45_second_clip_at_the_default_window() -> None:
 
 
 @pytest.mark.parametrize("head", ["ctc", "attention"])
-def test_reading_back_tokens_is_transcribing_their_audio(model: SpeechTokenizer, head: str) -> None:
+def test_reading_back_tokens_is_transcribing_their_audio(model: SupervisedTokenizer, head: str) -> None:
     wavs = [noise(20 + i, s) for i, s in enumerate((0.5, 3.1, 1.2))]
     wav_BS = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
     num_samples_B = torch.tensor([len(w) for w in wavs])
@@ -83,7 +83,7 @@ def test_the_config_chooses_the_head() -> None:
 def test_save_and_load_keep_tokens_texts_and_fingerprint(tmp_path: Path) -> None:
     model, wav_S = build(), noise(11, 2.0)
     model.save(tmp_path / "tokenizer")
-    loaded = SpeechTokenizer.load(tmp_path / "tokenizer")
+    loaded = SupervisedTokenizer.load(tmp_path / "tokenizer")
     assert torch.equal(alone(loaded, wav_S), alone(model, wav_S))
     assert loaded.fingerprint == model.fingerprint
     ids_T = alone(model, wav_S).numpy()
@@ -91,7 +91,7 @@ def test_save_and_load_keep_tokens_texts_and_fingerprint(tmp_path: Path) -> None
     assert loaded.config == model.config
     (tmp_path / "tokenizer" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        SpeechTokenizer.load(tmp_path / "tokenizer")
+        SupervisedTokenizer.load(tmp_path / "tokenizer")
 
 
 def test_loading_weights_of_another_size_names_the_file(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_loading_weights_of_another_size_names_the_file(tmp_path: Path) -> None:
     build(layers_above=2).save(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit"):
-        SpeechTokenizer.load(tmp_path)
+        SupervisedTokenizer.load(tmp_path)
 
 
 def test_fingerprint_is_that_of_the_tokens() -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers
 
-from speechquilt.tokenizer.model import SpeechTokenizer
-from speechquilt.tokenizer.presets import RATES, WHISPER, preset
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.tokenizer.whisper_sizes import RATES, WHISPER, preset
 
 
-def meta(name: str, frame_rate: float = 12.5) -> SpeechTokenizer:
+def meta(name: str, frame_rate: float = 12.5) -> SupervisedTokenizer:
     with torch.device("meta"):
         return preset(name, frame_rate).build()
 

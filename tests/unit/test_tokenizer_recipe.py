@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from speechquilt import audio
 from speechquilt import config as configs
 from speechquilt.cli import main
+from speechquilt.commands.tokenizer_corpora import SpeechSource, TokenizerRun, preset_run, train_on_speech
 from speechquilt.recipes import defaults
-from speechquilt.recipes import tokenizer as recipes
-from speechquilt.recipes import tokenizer_presets as presets
-from speechquilt.recipes.tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
-from speechquilt.recipes.tokenizer_corpora import SpeechSource, TokenizerRun, preset_run, train_on_speech
-from speechquilt.tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechquilt.recipes import tokenizers as presets
+from speechquilt.stages import train_tokenizer as recipes
+from speechquilt.stages.train_tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
+from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
 from speechquilt.train.trainer import TrainConfig
@@ -29,7 +29,7 @@ from tests.parity.tiny_tokenizers import whisper
 from tests.unit.test_asr_objective import CONFIG, tones
 from tests.unit.test_speech_corpora import TEXT, TEXTS, CountingCorpus, noise, write_dataset, write_folder
 
-MODEL = SpeechTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size, "max_text_ids": 64}, vq_warmup_updates=2)
+MODEL = SupervisedTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size, "max_text_ids": 64}, vq_warmup_updates=2)
 TRAIN = TrainConfig(steps=7, lr=1e-3, log_every=1, checkpoint_every=3, num_threads=1, device="cpu")
 RECIPE = TokenizerRecipe(model=MODEL, train=TRAIN, batch_seconds=3.0)
 
@@ -39,7 +39,7 @@ def held_out() -> list[Utterance]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return SpeechTokenizer.load(folder).state_dict()
+    return SupervisedTokenizer.load(folder).state_dict()
 
 
 def test_measuring_on_the_way_changes_nothing_and_is_not_repeated(
@@ -104,7 +104,7 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
     assert found["tokenizer.wer_n"] == 2
     assert found["tokenizer.steps"] == TRAIN.steps
     assert len(read_held_out(tmp_path / "run")) == 2
-    model = SpeechTokenizer.load(tmp_path / "run")
+    model = SupervisedTokenizer.load(tmp_path / "run")
     assert model.text_tokenizer is not None
     assert model.text_tokenizer.decode(model.text_tokenizer.encode("the cat sat")) == "the cat sat"
 
@@ -143,7 +143,7 @@ def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) ->
     recipe = replace(RECIPE, model=model, start=str(tmp_path / "whisper"), train=replace(TRAIN, steps=3))
     found = train_tokenizer(recipe, None, CountingCorpus(9), held_out(), tmp_path / "run")
     assert found["tokenizer.steps"] == 3
-    trained = SpeechTokenizer.load(tmp_path / "run")
+    trained = SupervisedTokenizer.load(tmp_path / "run")
     assert trained.config.decoder_prompt
     assert trained.config.layers_below == 1
     loader = recipes.new_loader(recipe, recipes.new_model(recipe, None), CountingCorpus(1))
@@ -170,7 +170,7 @@ def test_the_one_gpu_recipe_runs_from_whisper_to_results(tmp_path: Path) -> None
     assert found["tokenizer.steps"] == 5
     assert {"tokenizer.wer", "tokenizer.cer", "tokenizer.codebook_used", "tokenizer.perplexity"} <= found.keys()
     assert [line["step"] for line in read_held_out(tmp_path / "run")] == [2, 4, 5]
-    assert SpeechTokenizer.load(tmp_path / "run").config.decoder_prompt
+    assert SupervisedTokenizer.load(tmp_path / "run").config.decoder_prompt
 
 
 def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_the_commands_of_the_how_to_are_settings_that_exist(capsys: pytest.Captu
         assert main([*command, "--show"]) == 0, f"{command}\n{capsys.readouterr().err}"
         run = configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out))
         with torch.device("meta"):
-            SpeechTokenizer(run.recipe.model)
+            SupervisedTokenizer(run.recipe.model)
 
 
 @pytest.mark.parametrize("name", presets.RECIPES)
@@ -208,7 +208,7 @@ def test_shipped_sizes_build_and_survive_json(name: str) -> None:
     run = preset_run([f"preset={name}"])
     assert configs.from_dict(TokenizerRun, configs.to_dict(run)) == run
     with torch.device("meta"):
-        model = SpeechTokenizer(run.recipe.model)
+        model = SupervisedTokenizer(run.recipe.model)
     assert model.frame_rate == 12.5
     assert model.vocab_size == (256 if name == "toy" else 16384)
 
@@ -237,7 +237,7 @@ def test_the_cost_is_audio_times_flops_over_speed() -> None:
 def test_flops_are_those_that_torch_counts(pooling: int) -> None:
     """What is not a matrix product (norms, softmax, CTC's sums) is not counted; the features are subtracted."""
     sizes = {"width": 64, "ffn_width": 96, "layers_below": 2, "layers_above": 2, "decoder_layers": 2}
-    config = SpeechTokenizerConfig(
+    config = SupervisedTokenizerConfig(
         **CONFIG | sizes | {"text_vocab_size": 70, "pooling": pooling, "causal": False, "max_frames": 400}
     )
     model = config.build().train()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechquilt.train import parallel
+from speechquilt.train import fsdp
 from tests.e2e.test_fsdp import MODELS, RandomRows, next_token
 
 
@@ -25,9 +25,9 @@ class Dropping(nn.Module):
 def gradients(model, how, compiled=False):
     """Of one batch, by name."""
     model = copy.deepcopy(model)
-    parallel.recompute_activations(model, how)
+    fsdp.recompute_activations(model, how)
     if compiled:
-        parallel.compile_parts(model)
+        fsdp.compile_parts(model)
     torch.manual_seed(0)
     if isinstance(model, Dropping):
         model(torch.randn(4, 6)).square().sum().backward()
@@ -55,7 +55,7 @@ def test_recomputing_gives_the_same_gradients_for_more_or_the_same_work(kind):
 def saved_bytes(how):
     """What the backward pass keeps of a plain model's activations."""
     model = MODELS["plain"].build(0)
-    parallel.recompute_activations(model, how)
+    fsdp.recompute_activations(model, how)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen = {}
 
@@ -77,7 +77,7 @@ def test_a_recomputed_model_still_evaluates_and_names_its_parameters():
     model = MODELS["latent"].build(0).eval()
     batch, names = RandomRows().next_batch(), list(model.state_dict())
     expected = model(batch)
-    parallel.recompute_activations(model, "selective")
+    fsdp.recompute_activations(model, "selective")
     with torch.no_grad():
         assert torch.equal(model(batch), expected)
     assert list(model.state_dict()) == names

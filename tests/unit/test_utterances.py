@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.data.utterances import UtteranceLoader
+from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, AudioBatch, Utterance, Waveform
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speechquilt.recipes import workers
+from speechquilt.stages import workers
 from speechquilt.train.trainer import Stopped
 
 
@@ -40,7 +40,7 @@ def test_an_exception_arrives_whole(tmp_path):
 def test_a_worker_dies_with_its_parent(tmp_path):
     code = f"""
 from pathlib import Path
-from speechquilt.recipes import workers
+from speechquilt.stages import workers
 from tests.unit.test_workers import linger
 if __name__ == "__main__":
     workers.run_all(linger, [(Path({str(tmp_path)!r}),)])

@@ -10,14 +10,15 @@ from contextlib import nullcontext
 import torch
 
 from speechquilt.nn.quantize import perplexity
-from speechquilt.tokenizer.model import SpeechTokenizer
+from speechquilt.tokenizer.emitters import CharacterCTC
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import distributed
 from speechquilt.train.spec_augment import SpecAugment
 from speechquilt.types import IGNORE, AudioBatch
 
 
 def asr_objective(
-    model: SpeechTokenizer, batch: AudioBatch, augment: SpecAugment | None = None
+    model: SupervisedTokenizer, batch: AudioBatch, augment: SpecAugment | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """-> (summed loss, number of text ids, sums of named scalars). `augment` hides parts of the features in training mode.
 
@@ -43,7 +44,7 @@ def asr_objective(
 
 
 def codebook_use(
-    model: SpeechTokenizer, ids_BT: torch.Tensor | None, num_tokens_B: torch.Tensor
+    model: SupervisedTokenizer, ids_BT: torch.Tensor | None, num_tokens_B: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """`codes`, `perplexity` and `dead` of one batch, without waiting for the device; `ids_BT` None: all 0."""
     if ids_BT is None:
@@ -58,3 +59,9 @@ def codebook_use(
         "perplexity": perplexity(count_K),
         "dead": dead_K.float().sum(),
     }
+
+
+def ctc_objective(model: CharacterCTC, batch: AudioBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """-> (summed -log p(text), number of text ids, no further scalars)."""
+    states_BFD, num_frames_B = model(batch.wav_BS, batch.num_samples_B)
+    return model.ctc.loss(states_BFD, num_frames_B, batch.text_BL).sum(), (batch.text_BL != IGNORE).sum(), {}

@@ -1,0 +1,361 @@
+"""Transcribed speech that stays on disk: folders, Hugging Face audio datasets, lhotse manifests, behind one protocol.
+
+Place in the pipeline: layer 2, what `utterances.UtteranceLoader` trains the speech tokenizer on. `entry` tells length and
+text without decoding, `corpus[i]` decodes one recording when its batch is due.
+Trap: an entry's duration is what a header or a manifest promises. It is good enough to plan batches; what is decoded may be
+broken or of another length, and only then is it known.
+"""
+
+import importlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from speechquilt import audio
+from speechquilt.data.sources.speech_folder import metadata_rows, read_row
+from speechquilt.types import AlignedWord, Reject, Utterance, Waveform
+
+INT16_SCALE = 32767.0
+CUT_SLACK_S = 0.05  # by which a supervision may reach out of its cut: times are rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a recording before it is decoded."""
+
+    id: str
+    text: str
+    duration_s: float
+
+
+@runtime_checkable
+class SpeechCorpus(Protocol):
+    """Recordings by number. Both methods may be called from several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def entry(self, index: int) -> Entry | Reject:
+        """The same answer every time; a Reject for what is known to be of no use."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Utterance:
+        """Raises ValueError or OSError when the recording cannot be used."""
+        ...
+
+
+class UtteranceList:
+    """Utterances that are in memory already, kept at 16 kHz as int16; what cannot be used is a Reject from the start."""
+
+    def __init__(self, utterances: Iterable[Utterance]) -> None:
+        self._kept: list[Utterance | Reject] = []
+        self._samples: list[np.ndarray] = []
+        for utterance in utterances:
+            self._add(utterance)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def entry(self, index: int) -> Entry | Reject:
+        kept = self._kept[index]
+        if isinstance(kept, Reject):
+            return kept
+        return Entry(id=kept.id, text=kept.text, duration_s=len(self._samples[index]) / audio.SAMPLE_RATE)
+
+    def __getitem__(self, index: int, /) -> Utterance:
+        kept = self._kept[index]
+        if isinstance(kept, Reject):
+            raise ValueError(kept.reason)
+        waveform = Waveform(samples_S=from_int16(self._samples[index]), sample_rate=audio.SAMPLE_RATE)
+        return Utterance(id=kept.id, text=kept.text, audio=waveform, alignment=kept.alignment)
+
+    def _add(self, utterance: Utterance) -> None:
+        try:
+            samples_S = to_int16(at_16_khz(utterance.audio))
+        except ValueError as error:
+            self._kept.append(Reject(id=utterance.id, reason=str(error)))
+            self._samples.append(np.zeros(0, np.int16))
+            return
+        empty = Waveform(samples_S=np.zeros(0, np.float32), sample_rate=audio.SAMPLE_RATE)
+        self._kept.append(Utterance(id=utterance.id, text=utterance.text, audio=empty, alignment=utterance.alignment))
+        self._samples.append(samples_S)
+
+
+class FolderCorpus:
+    """The folders of `corpus.read_utterances`, decoded one at a time. A `duration` in the metadata (seconds) spares the look
+    into the file's header.
+
+    Raises FileNotFoundError when the folder is missing, ValueError when it lists nothing.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder; give a folder of audio files with transcripts")
+        self._rows = list(metadata_rows(self.folder))
+        if not self._rows:
+            raise ValueError(f"{folder} holds no audio and no metadata.jsonl or metadata.csv")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def entry(self, index: int) -> Entry | Reject:
+        row = self._rows[index]
+        name = row.get("file_name") or ""
+        return _entry(name or "?", row.get("text") or row.get("transcription"), lambda: self._duration_s(row))
+
+    def __getitem__(self, index: int, /) -> Utterance:
+        read = read_row(self.folder, self._rows[index], need_text=True)
+        if isinstance(read, Reject):
+            raise ValueError(read.reason)
+        return read
+
+    def _duration_s(self, row: dict[str, Any]) -> float:
+        if row.get("duration"):
+            return float(row["duration"])
+        if not row.get("file_name"):
+            raise ValueError(f"metadata row without file_name: {row}")
+        return _header_duration_s(str(self.folder / row["file_name"]))
+
+
+class DatasetCorpus:
+    """A split of a Hugging Face audio dataset (`datasets.Dataset`, not a streaming one), decoded by soundfile.
+
+    `text_column`, `audio_column`: where transcript and audio are. `duration_column`: seconds, when the dataset has them;
+    without it every header is read once. Raises ValueError naming a column that is not there.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        text_column: str = "text",
+        audio_column: str = "audio",
+        duration_column: str | None = None,
+    ) -> None:
+        datasets = _need("datasets")
+        if not isinstance(dataset, datasets.Dataset):
+            raise ValueError(
+                f"a datasets.Dataset is needed, not {type(dataset).__name__}: choose a split, without streaming=True"
+            )
+        for key, column in (("text", text_column), ("audio", audio_column), ("duration", duration_column)):
+            if column is not None and column not in dataset.column_names:
+                raise ValueError(
+                    f"{key}_column={column!r} is not a column of the dataset; it has {', '.join(dataset.column_names)}"
+                )
+        self._text, self._audio, self._duration = text_column, audio_column, duration_column
+        self._audio_rows = dataset.select_columns([audio_column]).cast_column(
+            audio_column, datasets.Audio(decode=False)
+        )
+        plain = [column for column in (text_column, duration_column) if column is not None]
+        self._plain_rows = dataset.select_columns(plain)
+
+    @classmethod
+    def load(cls, name: str, *, split: str = "train", **columns: Any) -> "DatasetCorpus":
+        """A folder of `Dataset.save_to_disk`, or whatever `datasets.load_dataset` knows by this name or path."""
+        datasets = _need("datasets")
+        if (Path(name) / "state.json").is_file():
+            return cls(datasets.load_from_disk(name), **columns)
+        if (Path(name) / "dataset_dict.json").is_file():
+            return cls(datasets.load_from_disk(str(Path(name) / split)), **columns)
+        return cls(datasets.load_dataset(name, split=split), **columns)
+
+    def __len__(self) -> int:
+        return len(self._plain_rows)
+
+    def entry(self, index: int) -> Entry | Reject:
+        row = self._plain_rows[index]
+        return _entry(str(index), row[self._text], lambda: self._duration_s(index, row))
+
+    def __getitem__(self, index: int, /) -> Utterance:
+        text = self._plain_rows[index][self._text] or ""
+        return Utterance(id=str(index), text=text, audio=_decode(self._source(index)))
+
+    def _duration_s(self, index: int, row: dict[str, Any]) -> float:
+        if self._duration is not None and row[self._duration]:
+            return float(row[self._duration])
+        return _header_duration_s(self._source(index))
+
+    def _source(self, index: int) -> str | io.BytesIO:
+        """The file's content where the dataset holds it, else its path."""
+        cell = self._audio_rows[index][self._audio] or {}
+        if cell.get("bytes") is not None:
+            return io.BytesIO(cell["bytes"])
+        if cell.get("path"):
+            return str(cell["path"])
+        raise ValueError("no audio in this row: neither bytes nor a path")
+
+
+class CutCorpus:
+    """lhotse cuts: the first channel of each, the texts of its supervisions in order of time, their word times when all of
+    them are aligned (`alignment` names the kind). The manifest is held in memory.
+
+    A cut that ends inside a supervision is a Reject: its text says more than is heard. Cuts longer than a batch are left out
+    by the loader. `CutSet.trim_to_supervisions` mends both.
+    """
+
+    def __init__(self, cuts: Iterable[Any], *, alignment: str = "word") -> None:
+        self._lhotse = _need("lhotse")
+        self._alignment = alignment
+        self._cuts = list(cuts)
+
+    @classmethod
+    def load(cls, path: Path | str, *, alignment: str = "word") -> "CutCorpus":
+        """A manifest file (cuts.jsonl.gz and the like). Raises FileNotFoundError when it is missing."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is missing; give a manifest of cuts, for example cuts.jsonl.gz")
+        return cls(_need("lhotse").CutSet.from_file(path), alignment=alignment)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def entry(self, index: int) -> Entry | Reject:
+        cut = self._cuts[index]
+        said = _said(cut)
+        if any(s.start_s < -CUT_SLACK_S or s.end_s > cut.duration + CUT_SLACK_S for s in said):
+            return Reject(id=cut.id, reason="a supervision reaches out of its cut; use CutSet.trim_to_supervisions")
+        return _entry(cut.id, _transcript(said), lambda: float(cut.duration))
+
+    def __getitem__(self, index: int, /) -> Utterance:
+        cut = self._cuts[index]
+        try:
+            samples_CS = cut.load_audio()
+        except (self._lhotse.audio.AudioLoadingError, self._lhotse.audio.DurationMismatchError) as error:
+            raise ValueError(f"lhotse cannot read its audio: {error}") from error
+        if samples_CS is None:
+            raise ValueError("the cut has no recording; build cuts from recordings, not from features alone")
+        samples_S = np.ascontiguousarray(samples_CS[0], dtype=np.float32)
+        waveform = Waveform(samples_S=samples_S, sample_rate=int(cut.sampling_rate))
+        said = _said(cut)
+        return Utterance(id=cut.id, text=_transcript(said), audio=waveform, alignment=self._words(said))
+
+    def _words(self, said: Sequence["_Said"]) -> tuple[AlignedWord, ...]:
+        """Seconds from the start of the cut; nothing rather than a part of the words."""
+        words: list[AlignedWord] = []
+        for part in said:
+            aligned = part.alignment.get(self._alignment)
+            if not aligned:
+                return ()
+            for item in aligned:
+                start_s = float(item.start) + part.shift_s
+                score = 1.0 if item.score is None else float(item.score)
+                if item.symbol.strip():
+                    words.append(
+                        AlignedWord(
+                            text=item.symbol, start_s=start_s, end_s=start_s + float(item.duration), score=score
+                        )
+                    )
+        return tuple(words)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One supervision with a text, in seconds from the start of its cut; `shift_s` makes such seconds of word times, which
+    lhotse counts from the start of the recording even when the cut begins later."""
+
+    text: str
+    start_s: float
+    end_s: float
+    shift_s: float
+    alignment: dict[str, Any]
+
+
+def _said(cut: Any) -> list[_Said]:
+    """In order of time. A mixed cut has its supervisions in its tracks, a padding track has none."""
+    if hasattr(cut, "tracks"):
+        tracks = [(track.cut, float(track.offset)) for track in cut.tracks]
+    else:
+        tracks = [(cut, 0.0)]
+    found = [
+        _Said(
+            text=supervision.text.strip(),
+            start_s=supervision.start + offset_s,
+            end_s=supervision.end + offset_s,
+            shift_s=offset_s - getattr(part, "start", 0.0),
+            alignment=supervision.alignment or {},
+        )
+        for part, offset_s in tracks
+        for supervision in part.supervisions
+        if supervision.text and supervision.text.strip()
+    ]
+    return sorted(found, key=lambda part: part.start_s)
+
+
+def _transcript(said: Sequence[_Said]) -> str:
+    return " ".join(part.text for part in said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Corpora that are trained on together: `ratio[i]` recordings of `corpora[i]` for every `sum(ratio)`.
+
+    The paper takes one supervised recording for three pseudo-labelled ones (spec 1, 2.5): `ratio=(1, 3)`.
+    """
+
+    corpora: Sequence[SpeechCorpus]
+    ratio: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.ratio) != len(self.corpora) or any(not isinstance(r, int) or r < 1 for r in self.ratio):
+            raise ValueError(
+                f"ratio={tuple(self.ratio)} must give a whole number of at least 1 for each of {len(self.corpora)} corpora"
+            )
+        for number, corpus in enumerate(self.corpora):
+            if not len(corpus):
+                raise ValueError(f"corpus number {number} of the mix is empty; leave it out or fill it")
+
+
+def at_16_khz(waveform: Waveform) -> np.ndarray:
+    """Checked samples at the tokenizers' rate. Raises ValueError on audio that cannot be used."""
+    return audio.resample(audio.check(waveform), audio.SAMPLE_RATE).samples_S
+
+
+def to_int16(samples_S: np.ndarray) -> np.ndarray:
+    """Half the memory; `from_int16` and back again changes nothing."""
+    return np.round(np.clip(samples_S, -1, 1) * INT16_SCALE).astype(np.int16)
+
+
+def from_int16(samples_S: np.ndarray) -> np.ndarray:
+    return samples_S.astype(np.float32) / INT16_SCALE
+
+
+def _entry(id: str, text: Any, duration_s: Any) -> Entry | Reject:
+    """`duration_s()` is asked last, because a header may have to be read for it."""
+    if not isinstance(text, str) or not text.strip():
+        return Reject(id=id, reason="no transcript")
+    try:
+        return Entry(id=id, text=text.strip(), duration_s=duration_s())
+    except (ValueError, OSError) as error:
+        return Reject(id=id, reason=str(error))
+
+
+def _header_duration_s(source: str | io.BytesIO) -> float:
+    soundfile = audio.package("soundfile")
+    try:
+        info = soundfile.info(source)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"cannot be read as audio ({error})") from error
+    return info.frames / info.samplerate
+
+
+def _decode(source: str | io.BytesIO) -> Waveform:
+    """First channel, at the file's own rate."""
+    if isinstance(source, str):
+        return audio.check(audio.load(source))
+    soundfile = audio.package("soundfile")
+    try:
+        samples_SC, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"cannot be read as audio ({error})") from error
+    return audio.check(Waveform(samples_S=np.ascontiguousarray(samples_SC[:, 0]), sample_rate=rate))
+
+
+def _need(name: str) -> Any:
+    """A package of the extra `corpora`, imported where it is used."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is not installed; run `pip install speechquilt[corpora]`") from error

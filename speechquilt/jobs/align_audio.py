@@ -1,0 +1,192 @@
+"""`speechquilt align`: transcribed audio of any amount and length -> metadata.jsonl with the times of its words.
+
+Place in the pipeline: layer 4; a `bulk.Work` over the same lists of audio as `tokenize`, and `align_corpus` for a story's corpus
+in memory. Training an aligner: `recipes/aligner.py`.
+Cost: one pass of the aligner's network over the audio; the search behind it is small (docs/decisions/0013-alignment.md).
+Trap: what has word times keeps them, as they are. To align such recordings anew, take `words` out of their metadata first.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from speechquilt.aligner import AlignmentError, CTCAligner
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.shards.recordings import METADATA, AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
+from speechquilt.data.sources import audio_files
+from speechquilt.data.sources.audio_files import BrokenAudio, Piece
+from speechquilt.jobs import bulk, execution
+from speechquilt.jobs.bulk import Output, TaskWriter
+from speechquilt.jobs.tokenize_audio import device_of, num_workers
+from speechquilt.stages.corpus import Corpus
+from speechquilt.stages.train_aligner import AlignerRecipe, align_utterances, load_aligner, train_aligner
+from speechquilt.types import AlignedWord, Reject, Row, Utterance
+
+OUTPUT = "aligned"  # folder of shards, below the folder of the metadata
+PIECE_S = 30.0  # of audio decoded at once
+ALIGNER_FILES = ("config.json", "shift.json", "vocab.json", "*.safetensors")  # what decides the times
+WORDS_FILE = "words.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignWork:
+    """What every worker needs to know. `root`: what paths are relative to; `aligner`: its folder; `device` "auto", "cpu" or
+    "cuda"; `max_seconds`: longer recordings are rejected. Implements `bulk.Work`.
+    """
+
+    root: str
+    aligner: str
+    device: str = "auto"
+    max_seconds: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if self.max_seconds <= 0:
+            raise ValueError(f"max_seconds={self.max_seconds} must be positive")
+
+    @property
+    def unit(self) -> str:
+        return "s audio"
+
+    def open(self, worker: int) -> "AlignTask":
+        return AlignTask(self, load_aligner(self.aligner, device_of(self.device, worker)))
+
+
+class AlignTask:
+    """The task function: a slice of the list of recordings -> aligned recordings, one at a time and never whole in memory."""
+
+    def __init__(self, work: AlignWork, aligner: CTCAligner) -> None:
+        self.work, self.aligner, self.root = work, aligner, Path(work.root)
+
+    def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
+        for item in items:
+            try:
+                recording = self._align(item)
+            except BrokenAudio as error:
+                out.reject(item["id"], str(error))
+                out.tell(1, 0.0)
+            except AlignmentError as error:
+                out.reject(item["id"], error.reason)
+                out.tell(1, 0.0)
+            else:
+                out.write(OUTPUT, recording, recording.text)
+                out.tell(1, recording.duration_s)
+
+    def _align(self, item: Row) -> AlignedRecording:
+        """Raises BrokenAudio or AlignmentError for what cannot be aligned."""
+        if "reject" in item:
+            raise BrokenAudio(item["reject"])
+        path = self.root / item["path"]
+        known = audio_files.words_of(item)
+        text = item["text"] or " ".join(w.text for w in known) or audio_files.transcript_of(path)
+        if not text:
+            raise BrokenAudio("no transcript")
+        heard = _Heard(path, self.aligner.emitter.sample_rate, self.work.max_seconds)
+        if known:
+            words = known
+            for _ in heard:  # a broken file is no recording, whatever its table says
+                pass
+        else:
+            words = self.aligner.align_pieces(heard, text)
+        return AlignedRecording(
+            id=item["id"], path=item["path"], text=text, duration_s=heard.num_samples / heard.rate, words=words
+        )
+
+
+class _Heard:
+    """The samples of a file at `rate`, piece by piece, and how many there were. Raises BrokenAudio where the file is broken."""
+
+    def __init__(self, path: Path, rate: int, max_seconds: float) -> None:
+        self.path, self.rate, self.max_seconds = path, rate, max_seconds
+        self.num_samples = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        pieces = audio_files.read_pieces(
+            self.path, 0, rate=self.rate, piece_samples=round(PIECE_S * self.rate), max_seconds=self.max_seconds
+        )
+        for event in pieces:
+            if isinstance(event, Piece):
+                self.num_samples += len(event.samples_S)
+                yield event.samples_S
+            elif event.reject:
+                raise BrokenAudio(event.reject)
+
+
+def align(
+    source: Path,
+    output: Path,
+    aligner: Path,
+    *,
+    workers: int | None = None,
+    device: str = "auto",
+    max_seconds: float = float("inf"),
+    files_per_task: int = 100,
+    max_reject_ratio: float = 0.1,
+) -> None:
+    """All of `source` into `output`/metadata.jsonl, which `tokenize`, `train text_to_token` and `story own` read.
+
+    The same call goes on where a killed one stopped; the result is that of a call that was not killed, with any number of
+    workers. Raises what `list_audio`, `load_aligner`, `bulk.prepare` and `bulk.merge` do, and ValueError for one folder as both.
+    """
+    items = audio_files.list_audio(source)
+    root = (source if source.is_dir() else source.parent).resolve()
+    if output.resolve() == root:
+        raise ValueError(f"output {output} holds the corpus itself, whose metadata would be lost; give another folder")
+    load_aligner(aligner)  # a wrong folder is an error here, not in a worker
+    work = AlignWork(root=str(root), aligner=str(aligner.resolve()), device=device, max_seconds=max_seconds)
+    made_by = {"stage": "align", "aligner": _fingerprint(aligner)}
+    info = ShardInfo(num_text=0, num_speech=0, text_fingerprint="", speech_fingerprint="", made_by=made_by)
+    settings = {"command": "align", "max_seconds": str(max_seconds)}
+    outputs = {OUTPUT: Output(writer=AlignedWriter, info=info)}
+    job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_task)
+    counts = execution.run(job, "local", workers, (), max_reject_ratio, num_workers(device))
+    assert counts is not None  # only a queue leaves them open
+    write_metadata(output, root, AlignedFolder(output / OUTPUT).in_order())
+    print("\n".join(f"{name:<10} {n}" for name, n in counts.items()))
+    print(f"\nmade     {output / METADATA}\nnext     speechquilt tokenize {output} SHARDS --tokenizer RUN_OR_FOLDER")
+
+
+def _fingerprint(aligner: Path) -> str:
+    """12 hex digits of the files that decide the times."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in ALIGNER_FILES for path in aligner.glob(pattern)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """A story's stage: train an aligner on the corpus in `folder`, and write there the word times of all its recordings."""
+    found = train_aligner(recipe, corpus.sentences, corpus.held_out, folder)
+    aligned, rejects = align_utterances(load_aligner(folder), [*corpus.sentences, *corpus.held_out])
+    temporary = folder / f"{WORDS_FILE}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        for utterance in aligned:
+            words = [asdict(word) for word in utterance.alignment]
+            file.write(json.dumps({"id": utterance.id, "words": words}, ensure_ascii=False) + "\n")
+        for reject in rejects:
+            file.write(json.dumps({"id": reject.id, "reason": reject.reason}, ensure_ascii=False) + "\n")
+    temporary.replace(folder / WORDS_FILE)
+    return {**found, "aligner.aligned": len(aligned), "aligner.rejects": len(rejects)}
+
+
+def with_words(corpus: Corpus, folder: Path) -> Corpus:
+    """The corpus with the word times of `align_corpus`; what could not be aligned joins its rejects."""
+    with (folder / WORDS_FILE).open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    words = {row["id"]: tuple(AlignedWord(**word) for word in row["words"]) for row in rows if "words" in row}
+
+    def aligned(utterances: Sequence[Utterance]) -> list[Utterance]:
+        return [replace(u, alignment=words[u.id]) for u in utterances if u.id in words]
+
+    rejects = [Reject(id=row["id"], reason=row["reason"]) for row in rows if "reason" in row]
+    return replace(
+        corpus,
+        sentences=aligned(corpus.sentences),
+        held_out=aligned(corpus.held_out),
+        spoken=aligned(corpus.spoken),
+        rejects=[*corpus.rejects, *rejects],
+    )

@@ -1,0 +1,323 @@
+"""`speechquilt tokenize`: any amount of audio -> shards of speech documents, pairs and spoken texts.
+
+Place in the pipeline: layer 4; a `bulk.Work` whose tasks read ahead, batch pieces by length and write what is known of each
+recording. `own.speech_shards` makes the same folders of a corpus in memory.
+Cost: `benchmarks/bulk_tokenize.py` measures it.
+Trap: audio longer than a window of the tokenizer is read as its windows, each with the context that it carries from the one
+before (none in released tokenizers: spec 1, 2.6). So the pieces of one recording overlap, may lie in different batches and still
+give the tokens of the whole.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from speechquilt.data.shards.documents import ShardWriter
+from speechquilt.data.shards.parquet import ShardInfo
+from speechquilt.data.shards.spoken import SpokenWriter
+from speechquilt.data.sources import audio_files
+from speechquilt.data.sources.audio_files import BrokenAudio, End, Piece
+from speechquilt.jobs import bulk, execution
+from speechquilt.jobs.bulk import Output, TaskWriter
+from speechquilt.jobs.execution import Executor
+from speechquilt.protocols import SpeechTokenizer
+from speechquilt.stages.encode import with_words
+from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token.examples import AlignedTokens
+from speechquilt.tokenizer import loading
+from speechquilt.tokenizer.token_encoder import TokenEncoder
+from speechquilt.types import Document, Row, Segment, Utterance, Waveform
+
+CPU_BATCH_SECONDS = 24.0  # more leaves the caches of a core (benchmarks/bulk_tokenize.py --batch-seconds)
+CUDA_BATCH_SECONDS = 1920.0  # 64 windows of 30 s
+POOL_BATCHES = 8  # batches' worth of audio that are sorted by length together
+WHOLE_S = 30.0  # longest clip that goes through `encode` in a tokenizer whose windows overlap
+
+DType = Literal["float32", "bfloat16"]
+DTYPES: tuple[DType, ...] = get_args(DType)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeWork:
+    """What every worker needs to know. `root`: what paths are relative to; `tokenizer`: its folder; `device` "auto", "cpu" or
+    "cuda"; `batch_seconds`: audio in one forward pass, padding included (None: by device); `max_seconds`: longer recordings
+    are rejected; `readers`: threads that read and resample ahead of the encoder; `dtype`: of the matrix products, where bfloat16
+    is faster on a GPU and changes some tokens. Implements `bulk.Work`.
+    """
+
+    root: str
+    tokenizer: str
+    device: str = "auto"
+    batch_seconds: float | None = None
+    max_seconds: float = float("inf")
+    readers: int = 2
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        if self.readers < 1:
+            raise ValueError(f"readers={self.readers} must be at least 1")
+        if (self.batch_seconds is not None and self.batch_seconds <= 0) or self.max_seconds <= 0:
+            raise ValueError(f"batch_seconds={self.batch_seconds} and max_seconds={self.max_seconds} must be positive")
+
+    @property
+    def unit(self) -> str:
+        return "s audio"
+
+    def open(self, worker: int) -> "TokenizeTask":
+        device = device_of(self.device, worker)
+        tokenizer: Any = loading.load(self.tokenizer)
+        return TokenizeTask(self, tokenizer.to(device), device)
+
+
+class TokenizeTask:
+    """The task function: a slice of the list of recordings -> documents."""
+
+    def __init__(self, work: TokenizeWork, tokenizer: SpeechTokenizer, device: str) -> None:
+        self.work, self.tokenizer, self.root = work, tokenizer, Path(work.root)
+        self.device = device
+        self.batch_seconds = work.batch_seconds or (
+            CUDA_BATCH_SECONDS if device.startswith("cuda") else CPU_BATCH_SECONDS
+        )
+        self.text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
+
+    def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
+        events = audio_files.read_ahead(list(enumerate(items)), self._read, threads=self.work.readers)
+        for end, ids_T in encode_stream(self.tokenizer, events, self.batch_seconds, self.device, self.work.dtype):
+            self._write(items[end.file], end, ids_T, out)
+            out.tell(1, end.duration_s)
+
+    def _read(self, source: tuple[int, Row]) -> Iterator[Piece | End]:
+        """Runs in a thread; a transcript beside the audio is read here too."""
+        number, item = source
+        if "reject" in item:
+            yield End(file=number, reject=item["reject"])
+            return
+        path = self.root / item["path"]
+        if item["text"] is None:
+            item["text"] = audio_files.transcript_of(path)
+        yield from audio_files.read_pieces(
+            path,
+            number,
+            rate=self.tokenizer.sample_rate,
+            max_seconds=self.work.max_seconds,
+            **piece_sizes(self.tokenizer),
+        )
+
+    def _write(self, item: Row, end: End, ids_T: np.ndarray, out: TaskWriter) -> None:
+        try:
+            if end.reject:
+                raise BrokenAudio(end.reject)
+            tokens = _with_words(item, ids_T, self.tokenizer.frame_rate)
+        except BrokenAudio as error:
+            out.reject(item["id"], str(error))
+        else:
+            self._write_documents(item["id"], tokens, out)
+
+    def _write_documents(self, id: str, tokens: AlignedTokens, out: TaskWriter) -> None:
+        if not tokens.text:
+            segment = Segment(modality="speech", ids_T=tokens.ids_T)  # where its units end is unknown
+            out.write("speech", Document(id=id, source="speech", segments=(segment,)))
+            return
+        for document, text in speech_documents([id], [tokens]):
+            out.write("speech", document, text)
+        if self.text_tokenizer is not None:
+            for task in ("asr", "tts"):
+                for document, text in pair_documents(task, [id], [tokens], self.text_tokenizer):
+                    out.write(task, document, text)
+        for spoken, text in spoken_texts([id], [tokens]):
+            out.write("parallel", spoken, text)
+
+
+def outputs_of(tokenizer: SpeechTokenizer) -> dict[str, Output]:
+    """The folders that a job makes. Without a text tokenizer (released tokenizers have none) there are no pairs."""
+    text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
+    info = ShardInfo(
+        num_text=text_tokenizer.size if text_tokenizer else 0,
+        num_speech=tokenizer.vocab_size,
+        text_fingerprint=text_fingerprint(text_tokenizer) if text_tokenizer else "",
+        speech_fingerprint=tokenizer.fingerprint,
+        made_by={"stage": "tokenize"},
+    )
+    names = ("speech", "asr", "tts") if text_tokenizer else ("speech",)
+    spoken = Output(writer=SpokenWriter, info=replace(info, num_text=0, text_fingerprint=""))
+    return {**{name: Output(writer=ShardWriter, info=info) for name in names}, "parallel": spoken}
+
+
+def piece_sizes(tokenizer: SpeechTokenizer) -> dict[str, int]:
+    """`piece_samples` and `repeated_samples` of `audio_files.read_pieces`: the tokenizer's windows, when each can be
+    encoded from its own samples."""
+    if isinstance(tokenizer, TokenEncoder):
+        return {"piece_samples": tokenizer.window_samples, "repeated_samples": tokenizer.context_samples}
+    return {"piece_samples": round(WHOLE_S * tokenizer.sample_rate), "repeated_samples": 0}
+
+
+def encode_stream(
+    tokenizer: SpeechTokenizer,
+    events: Iterable[Piece | End],
+    batch_seconds: float,
+    device: str = "cpu",
+    dtype: DType = "float32",
+) -> Iterator[tuple[End, np.ndarray]]:
+    """Pieces of recordings -> each recording's `End` and all of its tokens (int32), in the order of the ends.
+
+    Pieces are batched by length across recordings, a pool at a time, while a thread fills the next pool. The tokens are
+    those of `tokenizer.encode` on the whole recording; of a rejected one they mean nothing.
+    """
+    encoder = _PoolEncoder(tokenizer, round(batch_seconds * tokenizer.sample_rate), device, dtype)
+    pools = _pools(events, POOL_BATCHES * encoder.batch_samples)
+    for pool in audio_files.prefetch(pools, ahead=1):
+        yield from encoder(pool)
+
+
+def computing_in(dtype: DType, device: str) -> torch.autocast:
+    """Matrix products of this type inside; features and the choice of codes stay in float32 by themselves."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+class _PoolEncoder:
+    """Encodes pools; `parts` and `states` belong to recordings that have not ended yet."""
+
+    def __init__(self, tokenizer: SpeechTokenizer, batch_samples: int, device: str, dtype: DType) -> None:
+        self.tokenizer, self.batch_samples, self.device, self.dtype = tokenizer, batch_samples, device, dtype
+        self.pieces_are_windows = isinstance(tokenizer, TokenEncoder)
+        self.parts: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.states: dict[int, Any] = {}
+
+    def __call__(self, pool: Sequence[Piece | End]) -> Iterator[tuple[End, np.ndarray]]:
+        ends = [event for event in pool if isinstance(event, End)]
+        rejected = {end.file for end in ends if end.reject}
+        pieces = [event for event in pool if isinstance(event, Piece) and event.file not in rejected]
+        rows, stepped = self._split(pieces, {end.file for end in ends})
+        for piece, ids_T in zip(rows, self._encode([piece.samples_S for piece in rows])):
+            token_samples = round(self.tokenizer.sample_rate / self.tokenizer.frame_rate)
+            self.parts[piece.file].append(ids_T[piece.num_repeated // token_samples :])
+        for piece in stepped:
+            self.parts[piece.file].append(self._step(piece.file, piece.samples_S, final=False))
+        for end in ends:
+            parts = self.parts.pop(end.file, [])
+            if end.file in self.states:
+                parts.append(self._step(end.file, np.zeros(0, dtype=np.float32), final=True))
+                del self.states[end.file]
+            yield end, np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+
+    def _split(self, pieces: Sequence[Piece], ended: set[int]) -> tuple[list[Piece], list[Piece]]:
+        """Pieces that can be rows of a batch, and those of long recordings whose windows overlap."""
+        if self.pieces_are_windows:
+            return list(pieces), []
+        count = Counter(piece.file for piece in pieces)
+        whole = {f for f, n in count.items() if n == 1 and f in ended and f not in self.states}
+        return [p for p in pieces if p.file in whole], [p for p in pieces if p.file not in whole]
+
+    def _encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Waves -> their ids, in the order given; longest first, so that rows of a batch are of one length."""
+        result: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(waves)
+        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
+        first = 0
+        while first < len(order):
+            rows = order[first : first + max(1, self.batch_samples // len(waves[order[first]]))]
+            num_samples_B = torch.tensor([len(waves[i]) for i in rows])
+            wav_BS = pad_sequence([torch.from_numpy(waves[i]) for i in rows], batch_first=True)
+            with computing_in(self.dtype, self.device):
+                ids_BT, num_tokens_B = self.tokenizer.encode(wav_BS.to(self.device), num_samples_B.to(self.device))
+            for i, ids_T, num_tokens in zip(rows, ids_BT.cpu().numpy(), num_tokens_B.tolist()):
+                result[i] = ids_T[:num_tokens].astype(np.int32)
+            first += len(rows)
+        return result
+
+    def _step(self, file: int, samples_S: np.ndarray, *, final: bool) -> np.ndarray:
+        state = self.states[file] if file in self.states else self.tokenizer.init_state()
+        with computing_in(self.dtype, self.device):
+            ids_T, self.states[file] = self.tokenizer.step(torch.from_numpy(samples_S), state, final=final)
+        return ids_T.cpu().numpy().astype(np.int32)
+
+
+def _pools(events: Iterable[Piece | End], pool_samples: int) -> Iterator[list[Piece | End]]:
+    pool: list[Piece | End] = []
+    num_samples = 0
+    for event in events:
+        pool.append(event)
+        num_samples += len(event.samples_S) if isinstance(event, Piece) else 0
+        if num_samples >= pool_samples:
+            yield pool
+            pool, num_samples = [], 0
+    yield pool
+
+
+def _with_words(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+    """Raises BrokenAudio when its words do not fit."""
+    words = audio_files.words_of(item)
+    text = item["text"] or " ".join(word.text for word in words)
+    nothing = Waveform(samples_S=np.zeros(0, dtype=np.float32), sample_rate=1)  # the samples are not needed any more
+    try:
+        return with_words(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
+    except ValueError as error:
+        raise BrokenAudio("its word times are not in order") from error
+
+
+def device_of(name: str, worker: int) -> str:
+    """Workers of one machine take its GPUs in turn. Raises ValueError when there is no such device."""
+    has_cuda = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not has_cuda):
+        raise ValueError(f"device={name!r} must be 'auto', 'cpu' or, on a machine with CUDA, 'cuda'")
+    return f"cuda:{worker % torch.cuda.device_count()}" if has_cuda and name != "cpu" else "cpu"
+
+
+def num_workers(device: str) -> int:
+    """One for each GPU, else one for each core that this process may use."""
+    return torch.cuda.device_count() if device_of(device, 0) != "cpu" else len(os.sched_getaffinity(0))
+
+
+def tokenize(
+    source: Path,
+    output: Path,
+    tokenizer: Path,
+    *,
+    workers: int | None = None,
+    device: str = "auto",
+    batch_seconds: float | None = None,
+    max_seconds: float = float("inf"),
+    files_per_shard: int = 1000,
+    readers: int = 2,
+    dtype: DType = "float32",
+    max_reject_ratio: float = 0.1,
+    executor: Executor = "local",
+    cluster: Sequence[str] = (),
+) -> None:
+    """All of `source` into folders of shards under `output`: speech, and where texts are known asr, tts and parallel.
+
+    The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
+    workers. `cluster`: key=value settings of datatrove's executor. Raises what `list_audio`, `bulk.prepare` and `bulk.merge` do.
+    """
+    items = audio_files.list_audio(source)
+    work = TokenizeWork(
+        root=str((source if source.is_dir() else source.parent).resolve()),
+        tokenizer=str(tokenizer.resolve()),
+        device=device,
+        batch_seconds=batch_seconds,
+        max_seconds=max_seconds,
+        readers=readers,
+        dtype=dtype,
+    )
+    settings = {"command": "tokenize", "max_seconds": str(max_seconds)}
+    if dtype != "float32":
+        settings["dtype"] = dtype
+    outputs = outputs_of(loading.load(tokenizer))
+    job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_shard)
+    counts = execution.run(job, executor, workers, cluster, max_reject_ratio, num_workers(device))
+    _report(counts, output)
+
+
+def _report(counts: dict[str, int] | None, output: Path) -> None:
+    if counts is None:
+        print(f"\nsubmitted; the shards will be in {output}. Give the same command again to start what has failed")
+        return
+    print("\n".join(f"{name:<10} {n}" for name, n in counts.items() if n or name == "rejects"))
+    print(f"\nshards   {output}\nnext     speechquilt inspect {output / 'speech'}")

@@ -1,0 +1,372 @@
+"""`speechquilt story toy`: the whole pipeline on the micro-world, from nothing to a report.
+
+Place in the pipeline: layer 4, all seven stages in order; read `story` first.
+Cost of the default (`scale=1`): about 20 minutes on two CPU cores. Expected result: docs/results.md.
+`scale=N` makes the same story larger: N times the world and its corpus, and N times the training steps of every model,
+so about N times the time; scale=4 is an evening on two cores.
+Trap: nothing here may be tuned on the test items. Settings were chosen on training loss and held-out sentences.
+"""
+
+import dataclasses
+import json
+import os
+from collections import ChainMap
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import speechquilt
+from speechquilt import config as configs
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
+from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
+from speechquilt.evals import results
+from speechquilt.files import write_json
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.patcher import PatcherConfig
+from speechquilt.model.plain import PlainLMConfig
+from speechquilt.recipes import defaults
+from speechquilt.recipes.toy.questions import Voicer, fact_tasks, question_tasks, story_tasks
+from speechquilt.stages import workers
+from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
+from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
+from speechquilt.stages.stage import MARK, Story
+from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
+from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.stages.training_documents import (
+    INSTRUCTIONS,
+    SOURCES,
+    interleaved_documents,
+    pair_documents,
+    shard_info,
+    speech_documents,
+    speech_segment,
+    spoken_texts,
+    text_documents,
+    text_segment,
+    write_documents,
+    write_spoken,
+)
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token import network
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.train.trainer import TrainConfig
+from speechquilt.tts import EspeakTTS, EspeakTTSConfig
+
+INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
+STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One language model of the comparison. Everything else is the same for all of them."""
+
+    kind: str  # "plain" or "latent"
+    patcher: PatcherConfig
+    interleaved: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Every number of the story. `scale` multiplies what the module's docstring says; the rest is `scale=1`."""
+
+    run_dir: str = "runs/toy"
+    scale: int = 1
+    world: MicroWorldConfig = MicroWorldConfig()
+    voices: EspeakTTSConfig = EspeakTTSConfig()
+    corpus: MicroCorpusConfig = MicroCorpusConfig()
+    tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    interleave: InterleaveConfig = InterleaveConfig()
+    interleave_passes: int = 4
+    plain: PlainLMConfig = defaults.PLAIN
+    latent: LatentLMConfig = defaults.LATENT
+    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
+    pack: PackConfig = defaults.PACK
+    pretrain: TrainConfig = defaults.PRETRAIN
+    runs: dict[str, RunConfig] = field(
+        default_factory=lambda: {
+            "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
+            "static": RunConfig(kind="latent", patcher=PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)),
+            "curriculum": RunConfig(
+                kind="latent", patcher=PatcherConfig(kind="curriculum", patch_size=defaults.PATCH_SIZE)
+            ),
+            "no_interleaving": RunConfig(
+                kind="latent",
+                patcher=PatcherConfig(kind="curriculum", patch_size=defaults.PATCH_SIZE),
+                interleaved=False,
+            ),
+        }
+    )
+    num_stories: int = 100
+
+
+def scaled(config: ToyConfig) -> ToyConfig:
+    """`scale` carried out: a world, a corpus and runs that many times as large."""
+    n = config.scale
+    if n < 1:
+        raise ValueError(f"scale={n} must be at least 1; it makes the story larger")
+
+    def longer(train: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(train, steps=n * train.steps, warmup_steps=n * train.warmup_steps)
+
+    sizes = ("sentences", "held_out", "story_documents", "fact_documents")
+    corpus = {name: n * getattr(config.corpus, name) for name in sizes}
+    return dataclasses.replace(
+        config,
+        scale=1,
+        world=dataclasses.replace(config.world, size=n * config.world.size),
+        corpus=dataclasses.replace(config.corpus, **corpus),
+        tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
+        text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
+        pretrain=longer(config.pretrain),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What language models are trained on: finished folders, and the fingerprint of all stages that made them."""
+
+    fingerprint: str
+    tokenizer_dir: Path
+    text_to_token_dir: Path
+    shards: dict[str, Path]
+
+
+def story(config: ToyConfig) -> Path:
+    """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues."""
+    full = scaled(config)
+    stages = Story(Path(full.run_dir))
+    made = prepare(full, stages)
+    jobs = [(full, name, made) for name in full.runs]
+    stages.stage(
+        "lm",
+        [lm_recipe(full, run) for run in full.runs.values()],
+        lambda folder: dict(ChainMap(*workers.run_all(train_and_evaluate, jobs))),
+        what=f"{len(jobs)} speech-text language models, {workers.num_workers(len(jobs))} at a time, each trained and asked",
+    )
+    return finish(config, stages, made)
+
+
+def prepare(full: ToyConfig, stages: Story) -> Prepared:
+    """Everything up to the shards; `full` is what `scaled` gave."""
+    world, speaker = full.world.build(), full.voices.build()
+    corpus = cache(partial(micro_world_corpus, world, speaker, full.corpus))  # spoken when the first stage needs it
+
+    stages.stage(
+        "world",
+        [full.world, full.voices, full.corpus],
+        lambda folder: make_world(world, corpus(), folder),
+        what=f"a micro-world of {len(world.words)} words and {len(world.facts)} facts, spoken by espeak-ng",
+    )
+    tokenizer_dir = stages.stage(
+        "tokenizer",
+        full.tokenizer,
+        lambda folder: train_tokenizer(
+            full.tokenizer,
+            TextTokenizer.train(_all_texts(corpus()), full.tokenizer.model.text_vocab_size),
+            corpus().sentences,
+            corpus().held_out,
+            folder,
+        ),
+        what="a supervised speech tokenizer: VQ inside a streaming ASR encoder",
+    )
+    tokenizer = SupervisedTokenizer.load(tokenizer_dir)
+    speaker_dir = stages.stage(
+        "text_to_token",
+        full.text_to_token,
+        lambda folder: train_text_to_token(
+            full.text_to_token, tokenizer, corpus().sentences, corpus().held_out, folder
+        ),
+        what="a text-to-token model: text in, speech tokens with word ends out",
+    )
+    stages.stage(
+        "shards",
+        [full.interleave, full.interleave_passes],
+        lambda folder: make_shards(full, corpus(), tokenizer, speaker_dir, folder),
+        what="Parquet shards: text, speech, ASR and TTS pairs, synthetic interleaved, recordings to interleave",
+    )
+    return _prepared(stages.run_dir, stages.fingerprint)
+
+
+def finished(full: ToyConfig, run_dir: Path) -> Prepared:
+    """The stages of a finished story as they are, whatever settings or version made them; nothing is written.
+
+    Raises FileNotFoundError when one is missing or not complete, ValueError when its world is not the one of `full`.
+    """
+    for name in STAGES:
+        if not (run_dir / name / MARK).is_file():
+            raise FileNotFoundError(
+                f"{run_dir / name} is not a finished stage; run `speechquilt story toy run_dir={run_dir}`"
+            )
+    if (run_dir / "world" / "world.txt").read_text() != full.world.build().describe():
+        raise ValueError(
+            f"{run_dir} tells of another world than story.world={full.world}; give the settings it was made with"
+        )
+    return _prepared(run_dir, json.loads((run_dir / STAGES[-1] / MARK).read_text())["fingerprint"])
+
+
+def _prepared(run_dir: Path, fingerprint: str) -> Prepared:
+    return Prepared(
+        fingerprint=fingerprint,
+        tokenizer_dir=run_dir / "tokenizer",
+        text_to_token_dir=run_dir / "text_to_token",
+        shards={source: run_dir / "shards" / source for source in SOURCES},
+    )
+
+
+def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str, Any]:
+    """Two stages per language model; the runs are siblings after the shards, none depends on another."""
+    stages = Story(Path(config.run_dir), made.fingerprint)
+    tokenizer = SupervisedTokenizer.load(made.tokenizer_dir)
+    run = config.runs[name]
+    recipe = lm_recipe(config, run)
+    lm_dir = stages.stage(
+        f"lm/{name}",
+        recipe,
+        lambda folder: train_lm(recipe, made.shards, text_tokenizer_of(tokenizer), folder, name),
+        what=f"a speech-text language model: {describe_run(run)}",
+    )
+    stages.stage(
+        f"evals/{name}",
+        config.num_stories,
+        lambda folder: evaluate(
+            lm_dir, config.world.build(), config.voices.build(), tokenizer, config.num_stories, folder, name
+        ),
+        what=f"story endings, facts and free answers of {name}",
+    )
+    return stages.results
+
+
+def lm_recipe(config: ToyConfig, run: RunConfig) -> LMRecipe:
+    """The run's model, patcher and mixture; without interleaving the other sources keep their proportions."""
+    weights = {s: w for s, w in config.weights.items() if run.interleaved or s not in INTERLEAVED}
+    return LMRecipe(
+        model=config.plain if run.kind == "plain" else config.latent,
+        patcher=run.patcher,
+        weights=weights,
+        pack=config.pack,
+        train=config.pretrain,
+    )
+
+
+def describe_run(run: RunConfig) -> str:
+    what = "every token a step" if run.kind == "plain" else f"latent patches, {run.patcher.kind}"
+    return what if run.interleaved else f"{what}, no interleaved data"
+
+
+def make_world(world: MicroWorld, corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """A page to read and the texts by use; the speech is not stored, espeak-ng makes it again in seconds."""
+    (folder / "world.txt").write_text(world.describe())
+    write_json(
+        folder / "texts.json",
+        {
+            "sentences": [u.text for u in corpus.sentences],
+            "held_out": [u.text for u in corpus.held_out],
+            "spoken": [u.text for u in corpus.spoken],
+            "texts": {t.id: t.text for t in corpus.texts},
+        },
+    )
+    return {}
+
+
+def make_shards(
+    config: ToyConfig, corpus: Corpus, tokenizer: SupervisedTokenizer, speaker_dir: Path, folder: Path
+) -> dict[str, Any]:
+    """All sources of the mixture; a finished one is kept when the stage was interrupted."""
+    text_tokenizer = text_tokenizer_of(tokenizer)
+    loaded = network.load(speaker_dir)
+    engine = config.text_to_token.engine.build(loaded.model, loaded.tokenizer)
+    sentences, spoken = encode_utterances(tokenizer, corpus.sentences), encode_utterances(tokenizer, corpus.spoken)
+    sentence_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.sentences)]
+    spoken_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.spoken)]
+    stats = InterleaveStats()
+    documents = {
+        "text": text_documents(corpus.texts, text_tokenizer),
+        "speech": speech_documents(spoken_ids, spoken),
+        "asr": pair_documents("asr", sentence_ids, sentences, text_tokenizer),
+        "tts": pair_documents("tts", sentence_ids, sentences, text_tokenizer),
+        "interleaved": interleaved_documents(
+            corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
+        ),
+    }
+    vocab = loaded.model.vocab
+    found: dict[str, Any] = {}
+    for source in SOURCES:
+        info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, recipe="toy", source=source)
+        if source == "parallel":
+            recordings = spoken_texts(spoken_ids[: corpus.num_parallel], spoken)
+            counts = write_spoken(folder / source, info, recordings)
+        else:
+            counts = write_documents(folder / source, info, documents[source])
+        found |= {f"shards.{source}.{key}": n for key, n in counts.items()}
+    return {**found, "shards.interleaved.ratio": stats.ratio}
+
+
+def evaluate(
+    lm_dir: Path,
+    world: MicroWorld,
+    speaker: EspeakTTS,
+    tokenizer: SupervisedTokenizer,
+    num_stories: int,
+    folder: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Held-out loss and all tasks of one model; details per item go to `details.json`."""
+    scorer, _ = load_scorer(lm_dir)
+    voicer = Voicer(speaker, tokenizer, text_tokenizer_of(tokenizer))
+    tasks: dict[str, Any] = {
+        **story_tasks(world, voicer, num_stories),
+        **fact_tasks(world, voicer),
+        **question_tasks(world, voicer),
+    }
+    flat: dict[str, Any] = {}
+    details = {}
+    for key, task in tasks.items():
+        details[key] = task.run(scorer)
+        flat |= results.task_results(f"lm.{name}.{key}", details[key])
+    write_json(folder / "details.json", details)
+    stories = [s.text for s in world.stories(2 * num_stories, "test")]
+    spoken = encode_utterances(tokenizer, speak(speaker, stories, "speak test stories"))
+    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([speech_segment(t) for t in spoken])
+    flat[f"lm.{name}.text_loss"] = scorer.mean_loss(
+        [text_segment(text_tokenizer_of(tokenizer), text) for text in stories]
+    )
+    return flat
+
+
+def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
+    """results.json and report.html from what the stages found; made anew every time, it takes seconds."""
+    from speechquilt.recipes.toy import report_data
+
+    flat = {
+        "run.recipe": "toy",
+        "run.fingerprint": configs.fingerprint(config),
+        "run.version": speechquilt.__version__,
+        "run.torch": str(torch.__version__),
+        "run.device": "cuda" if torch.cuda.is_available() else "cpu",
+        "run.cores": os.cpu_count() or 1,
+        "run.seed": config.world.seed,
+        "run.seconds": sum(stages.seconds.values()),
+        **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
+        **stages.results,
+        **report_data.fact_transfer(stages.run_dir),
+    }
+    results.write_results(stages.run_dir / "results.json", flat)
+    full, tokenizer = scaled(config), SupervisedTokenizer.load(made.tokenizer_dir)
+    report = report_data.write(config, stages, flat, full.world.build(), full.voices.build(), tokenizer, made.shards)
+    print(report_data.table(flat))
+    print(
+        f"\nresults  {stages.run_dir / 'results.json'}\nreport   {report}\nnext     open the report; README.md, 'your own data'"
+    )
+    return report
+
+
+def _all_texts(corpus: Corpus) -> list[str]:
+    """What the text tokenizer learns its words from; held-out sentences are not among them."""
+    instructions = list(INSTRUCTIONS.values())
+    return [u.text for u in corpus.sentences] + [t.text for t in corpus.texts] + instructions * 2

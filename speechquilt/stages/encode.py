@@ -1,0 +1,83 @@
+"""Utterances -> speech tokens with word ends, in batches: what every recipe does before it writes shards.
+
+Place in the pipeline: layer 4, between a corpus and the text-to-token model or the shards.
+Trap: tokens of a batch are those of each utterance alone, so batching by length is only speed, never a change of result.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechquilt import audio
+from speechquilt.data.interleaving.parallel import tokens_of_words
+from speechquilt.protocols import SpeechTokenizer
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token.examples import AlignedTokens
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.types import Utterance, Waveform
+
+BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
+PROGRESS_FROM_S = 600  # audio that takes long enough to be worth a progress bar
+
+
+def encode_all(
+    tokenizer: SpeechTokenizer,
+    waves: Sequence[Waveform],
+    *,
+    batch_seconds: float = BATCH_SECONDS,
+    what: str = "tokenize",
+) -> list[np.ndarray]:
+    """Waveforms at the tokenizer's rate -> int32 ids each, in the order given; longest first, so memory fails early."""
+    order = sorted(range(len(waves)), key=lambda i: -len(waves[i].samples_S))
+    result: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(waves)
+    total_s = round(sum(w.duration_s for w in waves))
+    progress = tqdm(total=total_s, desc=what, unit="s audio", mininterval=5.0, disable=total_s < PROGRESS_FROM_S)
+    first = 0
+    while first < len(order):
+        longest = max(waves[order[first]].duration_s, 1e-3)
+        rows = [waves[i] for i in order[first : first + max(1, int(batch_seconds / longest))]]
+        num_samples_B = torch.tensor([len(w.samples_S) for w in rows])
+        wav_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w.samples_S) for w in rows], batch_first=True)
+        ids_BT, num_tokens_B = tokenizer.encode(wav_BS, num_samples_B)
+        for i, ids_T, n in zip(order[first:], ids_BT.cpu().numpy(), num_tokens_B.tolist()):
+            result[i] = ids_T[:n].astype(np.int32)
+        first += len(rows)
+        progress.update(round(sum(w.duration_s for w in rows)))
+    progress.close()
+    return result
+
+
+def encode_utterances(tokenizer: SpeechTokenizer, utterances: Sequence[Utterance]) -> list[AlignedTokens]:
+    """Utterances at any rate -> tokens with their words. Without word times the whole utterance is one unit."""
+    waves = [audio.resample(u.audio, tokenizer.sample_rate) for u in utterances]
+    return [with_words(u, ids_T, tokenizer.frame_rate) for u, ids_T in zip(utterances, encode_all(tokenizer, waves))]
+
+
+def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+    """Give each token its word (-1 in silence) by the utterance's word times."""
+    if not utterance.alignment:
+        ends_T = (np.arange(len(ids_T)) == len(ids_T) - 1).astype(np.uint8)
+        return AlignedTokens(
+            text=utterance.text,
+            words=(utterance.text,),
+            ids_T=ids_T,
+            word_of_token_T=np.zeros(len(ids_T), dtype=np.int64),
+            unit_end_T=ends_T,
+        )
+    places = tokens_of_words(utterance.alignment, len(ids_T), frame_rate)
+    return AlignedTokens(
+        text=utterance.text,
+        words=tuple(w.text for w in utterance.alignment),
+        ids_T=ids_T,
+        word_of_token_T=places.word_T,
+        unit_end_T=places.unit_end_T,
+    )
+
+
+def text_tokenizer_of(tokenizer: SupervisedTokenizer) -> TextTokenizer:
+    """The text tokenizer that the speech tokenizer's ASR heads spell with. Raises ValueError when its folder has none."""
+    if tokenizer.text_tokenizer is None:
+        raise ValueError("the tokenizer's folder has no text_tokenizer.json; train it again with this version")
+    return tokenizer.text_tokenizer

@@ -1,0 +1,307 @@
+"""Stage 5: pre-train one speech-text language model on a mixture of shards.
+
+Place in the pipeline: layer 4, after the shards. With `budget="steps"` or "units" models are compared at equal global units: a
+patched model reads more tokens. With "tokens" all read the same data, and a patched model steps over fewer units.
+Trap: a run folder remembers its patcher and vocabulary in `run.json`, and its speech BPE in `speech_bpe.json`; a model
+without them cannot be used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from speechquilt import config
+from speechquilt.data.feed.mixture import Mixture, MixtureConfig
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.feed.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
+from speechquilt.data.feed.spoken_documents import JoinConfig, as_documents
+from speechquilt.data.interleaving.parallel import ParallelSource, word_by_word, word_pieces
+from speechquilt.data.shards.documents import ShardFolder
+from speechquilt.data.shards.spoken import SpokenFolder, open_shards
+from speechquilt.evals.pieced import PiecedScorer
+from speechquilt.evals.scorer import Scorer
+from speechquilt.model import saving
+from speechquilt.model.flops import training_flops
+from speechquilt.model.latent import LatentLM, LatentLMConfig
+from speechquilt.model.patcher import PatcherConfig, eval_patcher
+from speechquilt.model.plain import PlainLM, PlainLMConfig
+from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face
+from speechquilt.protocols import Loader, Patcher
+from speechquilt.stages.budget import AtProgress, Budget, steps_for
+from speechquilt.stages.training_documents import text_fingerprint
+from speechquilt.text import TextTokenizer
+from speechquilt.train import checkpoint, distributed
+from speechquilt.train.objectives.next_token import NextTokenObjective
+from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
+from speechquilt.types import Batch
+from speechquilt.vocab import Vocab
+
+BPE_FILE = "speech_bpe.json"
+BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMRecipe:
+    """`model.vocab_size` is filled in from the shards. `weights`: share of tokens per source, missing sources left out.
+    `max_epochs`: how often a source may be gone through before it leaves the mixture (default: no bound). `join`: recordings
+    of one session that are interleaved as one document.
+
+    `budget` "units" or "tokens": train for about `budget_amount` of them (base speech tokens, text and special tokens, over
+    all ranks); the number of steps follows from the data and replaces `train.steps`. `speech_pieces`: read speech as that
+    many BPE pieces instead of base tokens. `warm_start`: Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from instead
+    of random weights; a plain model takes its sizes from there, a latent one those of its global transformer.
+    """
+
+    model: PlainLMConfig | LatentLMConfig
+    patcher: PatcherConfig
+    weights: dict[str, float]
+    pack: PackConfig
+    train: TrainConfig
+    budget: Budget = "steps"
+    budget_amount: int = 0
+    speech_pieces: int | None = None
+    warm_start: str = ""
+    max_epochs: dict[str, float] = field(default_factory=dict)
+    join: JoinConfig = JoinConfig()
+
+    def __post_init__(self) -> None:
+        MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
+        if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
+            raise ValueError(
+                f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
+                "the global transformer only when text bypasses the local modules; set text_path=bypass"
+            )
+        if self.budget == "steps" and self.budget_amount:
+            raise ValueError(
+                f"budget_amount={self.budget_amount} has no meaning with budget='steps'; "
+                "set train.steps, or budget='units' or 'tokens'"
+            )
+        if self.budget != "steps" and self.budget_amount < 1:
+            raise ValueError(
+                f"budget_amount={self.budget_amount} must be at least 1 with budget={self.budget!r}; "
+                f"say how many {self.budget} to train for"
+            )
+        if self.speech_pieces is not None and self.patcher.kind in ("aligned", "mixed", "curriculum"):
+            raise ValueError(
+                f"speech_pieces={self.speech_pieces} with patcher.kind={self.patcher.kind!r}: BPE pieces do not end where "
+                "words end; use patcher.kind='none' or 'static'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMRun:
+    """`run.json`: what is needed to use a trained model beside its weights.
+
+    `num_speech`: ids of the speech tokenizer. `speech_pieces`: the pieces that the model reads instead, if any, and
+    `bpe_fingerprint` of the BPE that makes them.
+    """
+
+    num_text: int
+    num_speech: int
+    text_fingerprint: str
+    speech_fingerprint: str
+    patcher: PatcherConfig
+    speech_pieces: int | None = None
+    bpe_fingerprint: str = ""
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's ids."""
+        return Vocab(num_text=self.num_text, num_speech=self.speech_pieces or self.num_speech)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMData:
+    """What one run trains on: its sources as documents, and the BPE that cuts their speech, if any."""
+
+    sources: Mapping[str, ShardFolder | ParallelSource]
+    run: LMRun
+    bpe: SpeechBPE | None
+
+    def mixture(self, recipe: LMRecipe) -> Mixture:
+        weights = {s: recipe.weights[s] for s in self.sources}
+        convert = None if self.bpe is None else self.bpe.document
+        max_epochs = {s: epochs for s, epochs in recipe.max_epochs.items() if s in weights}
+        return MixtureConfig(weights=weights, seed=recipe.train.seed, max_epochs=max_epochs).build(
+            self.sources, convert
+        )
+
+    def loader(
+        self,
+        recipe: LMRecipe,
+        mixture: Mixture,
+        patcher: Patcher,
+        *,
+        total_batches: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader:
+        """Packed batches whose `meta` counts base tokens."""
+        seed, vocab = recipe.train.seed, self.run.vocab
+        loader = recipe.pack.build(
+            mixture, vocab, patcher, seed=seed, total_batches=total_batches, rank=rank, world_size=world_size
+        )
+        return loader if self.bpe is None else BaseTokenCounts(loader, self.bpe, vocab)
+
+
+def train_lm(
+    recipe: LMRecipe,
+    shards: dict[str, Path],
+    text_tokenizer: TextTokenizer,
+    folder: Path,
+    name: str,
+    *,
+    map_shards: bool = False,
+) -> dict[str, Any]:
+    """Train on the sources of `shards` that have a weight; save to `folder`; return flat results (`lm.<name>.*`).
+
+    `map_shards`: see `open_data`.
+    Counts in the results: `units` are what the global model steps over (with `speech_pieces`, pieces); `tokens` and
+    `speech_tokens` are base tokens for every kind of run.
+    Raises ValueError when the shards were made with different tokenizers, or with another than `text_tokenizer`.
+    """
+    data = open_data(recipe, shards, text_tokenizer, folder, map_shards)
+    patcher = recipe.patcher.build()
+    train = replace(recipe.train, steps=num_steps(recipe, data, patcher))
+    vocab = data.run.vocab
+    model = new_model(recipe, vocab)
+    model_config = model.config
+    loader = data.loader(
+        recipe,
+        data.mixture(recipe),
+        patcher,
+        total_batches=train.steps * train.accumulate,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+    def flops(batch: Batch) -> float:
+        return training_flops(model_config, batch)
+
+    done = Trainer(train, model, NextTokenObjective(vocab, flops), loader, folder, name=name).train()
+    if distributed.rank() == 0:
+        if distributed.world_size() > 1:  # its own copy may be a shard of the model
+            model = saving.empty(model_config)
+            checkpoint.load_model(folder, model)
+        saving.save(model.eval().to("cpu"), folder)
+        text_tokenizer.save(folder / "text_tokenizer.json")
+        config.save(data.run, folder / "run.json")
+    return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
+
+
+def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:
+    totals = {key.removeprefix("total_"): value for key, value in done.totals.items()}
+    text_tokens = totals["tokens"] - totals["speech_tokens"]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": done.steps,
+        "units": int(totals["units"]),
+        "tokens": int(totals["tokens"]),
+        "speech_tokens": int(totals["speech_tokens"]),
+        "text_tokens": int(text_tokens),
+        "flops": totals["flops"],
+        "seconds": done.seconds,
+        "patch_size": totals["speech_tokens"] / max(1.0, totals["speech_units"]),
+        "text_patch_size": text_tokens / max(1.0, totals["units"] - totals["speech_units"]),
+    }
+
+
+def new_model(recipe: LMRecipe, vocab: Vocab) -> PlainLM | LatentLM:
+    """Random weights drawn with the run's seed, or those of `warm_start` with rows for the new ids."""
+    seed = recipe.train.seed
+    if not recipe.warm_start:
+        return recipe.model.for_vocab(vocab).build(seed)
+    if isinstance(recipe.model, LatentLMConfig):
+        return latent_from_hugging_face(Path(recipe.warm_start), vocab, recipe.model, seed)
+    return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed)
+
+
+def open_data(
+    recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path, map_shards: bool = False
+) -> LMData:
+    """Open the sources that have a weight; learn the speech BPE into `folder`, or read it there when it is there already.
+
+    `map_shards` maps them into memory, for corpora that do not fit; the documents are the same.
+    """
+    opened = {s: open_shards(path, mapped=map_shards) for s, path in shards.items() if recipe.weights.get(s)}
+    run = _run_of(opened, text_tokenizer, recipe.patcher)
+    encode = word_by_word(text_tokenizer)
+    pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None
+    sources = {
+        s: as_documents(shard, encode, seed=recipe.train.seed, source=s, piece_lengths=pieces, join=recipe.join)
+        for s, shard in opened.items()
+    }
+    if recipe.speech_pieces is None:
+        return LMData(sources=sources, run=run, bpe=None)
+    bpe = _speech_bpe(sources, run.num_speech, recipe.speech_pieces, recipe.train.seed, folder / BPE_FILE)
+    run = replace(run, speech_pieces=bpe.num_pieces, bpe_fingerprint=bpe.fingerprint)
+    return LMData(sources=sources, run=run, bpe=bpe)
+
+
+def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
+    """`train.steps`, or as many as the budget in units or tokens allows; equal on every rank and in every resumed run."""
+    if recipe.budget == "steps":
+        return recipe.train.steps
+    # It goes on from point to point, so that each sees other documents: as often as that takes.
+    mixture = data.mixture(replace(recipe, max_epochs={}))
+
+    def loader_at(progress: float) -> Loader:
+        return data.loader(recipe, mixture, AtProgress(patcher, progress), total_batches=1)
+
+    return steps_for(recipe.budget, recipe.budget_amount, recipe.train.accumulate, loader_at)
+
+
+def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
+    """A trained model ready to be asked, patched as models are tested. Speech goes in and comes out as base ids."""
+    run = config.load(LMRun, folder / "run.json")
+    model, patcher = saving.load(folder).eval(), eval_patcher(run.patcher)
+    if run.speech_pieces is None:
+        return Scorer(model, run.vocab, patcher), run
+    bpe = SpeechBPE.load(folder / BPE_FILE)
+    if bpe.fingerprint != run.bpe_fingerprint:
+        raise ValueError(
+            f"{folder / BPE_FILE} has fingerprint {bpe.fingerprint}, the model was trained with {run.bpe_fingerprint}; "
+            "put the file of its own run back"
+        )
+    return PiecedScorer(model, run.vocab, patcher, bpe), run
+
+
+def _speech_bpe(
+    sources: Mapping[str, ShardFolder | ParallelSource], num_ids: int, num_pieces: int, seed: int, path: Path
+) -> SpeechBPE:
+    """The BPE of a run folder; a resumed run reads the one it began with."""
+    if not path.is_file():
+        SpeechBPE.train(speech_spans(sources, seed, BPE_SPANS), num_ids, num_pieces).save(path)
+    bpe = SpeechBPE.load(path)
+    if (bpe.num_ids, bpe.wanted) != (num_ids, num_pieces):
+        raise ValueError(
+            f"{path} was learned for {bpe.num_ids} ids and speech_pieces={bpe.wanted}, this run has {num_ids} ids and "
+            f"speech_pieces={num_pieces}; choose another run folder"
+        )
+    return bpe
+
+
+def _run_of(
+    sources: dict[str, ShardFolder | SpokenFolder], text_tokenizer: TextTokenizer, patcher: PatcherConfig
+) -> LMRun:
+    """The vocabulary that all sources agree on, and the text tokenizer with them."""
+    if not sources:
+        raise ValueError("no source has both shards and a weight; name at least one in both")
+    infos = {name: shards.info for name, shards in sources.items()}
+    values: dict[str, Any] = {
+        "num_text": text_tokenizer.size,
+        "num_speech": 0,
+        "text_fingerprint": text_fingerprint(text_tokenizer),
+        "speech_fingerprint": "",
+    }
+    for key in values:
+        found = {name: getattr(info, key) for name, info in infos.items() if getattr(info, key)}
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"the shards disagree on {key}: {found}; make them all with the same tokenizers before training"
+            )
+        values[key] = next(iter(found.values()), values[key])
+    for shards in sources.values():
+        shards.check(speech_fingerprint=values["speech_fingerprint"], text_fingerprint=text_fingerprint(text_tokenizer))
+    return LMRun(**values, patcher=patcher)

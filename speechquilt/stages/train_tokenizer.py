@@ -1,0 +1,230 @@
+"""Stage 2: train the speech tokenizer as an ASR model and measure it on held-out sentences.
+
+Place in the pipeline: layer 4. Cost of the default: about 4 minutes on two cores; expected word error rate: docs/results.md.
+Sizes for real speech: `tokenizer_presets`; real corpora: `tokenizer_corpora`.
+Trap: what is measured at the end is the *tokens*: held-out audio is encoded to ids, and the ids alone are read back. What is
+measured on the way (`held_out.json`) is the ASR model as it stands, which has no codebook yet during the VQ warm-up.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from speechquilt import audio
+from speechquilt.data.feed.duration_batches import bucket
+from speechquilt.data.feed.utterances import UtteranceLoader
+from speechquilt.data.sources.speech_corpora import Mix, SpeechCorpus
+from speechquilt.evals.wer import cer, wer
+from speechquilt.files import write_json
+from speechquilt.stages.encode import encode_all
+from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.tokenizer.supervised import Head, SupervisedTokenizer, SupervisedTokenizerConfig
+from speechquilt.tokenizer.whisper import whisper_start
+from speechquilt.train import checkpoint, distributed
+from speechquilt.train.objectives.asr import asr_objective
+from speechquilt.train.spec_augment import SpecAugmentConfig
+from speechquilt.train.trainer import TrainConfig, Trainer
+from speechquilt.types import Utterance
+
+HELD_OUT_FILE = "held_out.json"
+HELD_OUT_BATCH_S = 60.0  # audio that is transcribed at once, padding included
+STREAM_CHUNKS = (1, 37, 160, 1111, 5000)  # samples per call when streaming is compared with offline, in turn
+STREAMED = 20  # held-out utterances that are streamed
+FROM_WHISPER = (  # what a Whisper folder decides, whatever the recipe's model says
+    "num_mels", "width", "num_heads", "ffn_width", "decoder_layers", "text_vocab_size", "layers_above", "decoder_prompt",
+    "decoder_end", "max_text_ids",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe:
+    """`model.text_vocab_size` is the most ids the text tokenizer may have; it gets fewer when the text needs fewer. The
+    first `sorted_epochs` go from short to long recordings.
+
+    `augment`: SpecAugment, off by default as in the paper. `threads` decode audio ahead of the training step. With
+    `evaluate_every` steps, WER and CER on held-out speech are written to `held_out.json`; each time costs a checkpoint.
+    `start`: folder of a Hugging Face Whisper whose weights, sizes and text tokenizer the model takes, with `language` in its
+    prompt (null for English-only checkpoints); the bottleneck and everything of the codebook stay `model`'s.
+    """
+
+    model: SupervisedTokenizerConfig
+    train: TrainConfig
+    batch_seconds: float = 60.0
+    gain_db: float = 3.0
+    sorted_epochs: int = 1
+    augment: SpecAugmentConfig | None = None
+    threads: int = 0
+    evaluate_every: int = 0
+    start: str = ""
+    language: str | None = "en"
+
+    def __post_init__(self) -> None:
+        for key in ("threads", "evaluate_every"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 0; 0 is none")
+
+
+def train_tokenizer(
+    recipe: TokenizerRecipe,
+    text_tokenizer: TextTokenizer | None,
+    train: Sequence[Utterance] | SpeechCorpus | Mix,
+    held_out: Sequence[Utterance],
+    folder: Path,
+) -> dict[str, Any]:
+    """Train, save to `folder`, return flat results (`tokenizer.*`).
+
+    `text_tokenizer`: what the ASR heads spell with; a recipe with a `start` takes Whisper's instead. Under torchrun every rank
+    gets the same `train`, and rank 0 writes.
+    """
+    model = new_model(recipe, text_tokenizer)
+    loader = new_loader(recipe, model, train)
+    if loader.rejects and distributed.rank() == 0:
+        print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")
+    objective = partial(asr_objective, augment=recipe.augment.build() if recipe.augment else None)
+    trainer = Trainer(recipe.train, model, objective, loader, folder, name="tokenizer")
+    try:
+        for step in _stops(recipe, folder):
+            done = trainer.train(stop_after=step)
+            if recipe.evaluate_every:
+                _note(folder, {"step": done.steps, **held_out_rates(model, held_out)})
+    finally:
+        loader.close()
+    if distributed.world_size() > 1:  # its own copy may be a shard of the model
+        model = new_model(recipe, text_tokenizer)
+        checkpoint.load_model(folder, model)
+    model.eval().to("cpu")
+    if distributed.rank() == 0:
+        model.save(folder)
+    return {
+        "tokenizer.steps": recipe.train.steps,
+        "tokenizer.parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer.left_out": len(loader.rejects),
+        **measure_tokenizer(model, held_out),
+    }
+
+
+def new_model(recipe: TokenizerRecipe, text_tokenizer: TextTokenizer | None) -> SupervisedTokenizer:
+    """Random weights drawn from the model's seed, or those of the recipe's Whisper, with an empty codebook."""
+    if recipe.start:
+        fields = {key: value for key, value in asdict(recipe.model).items() if key not in FROM_WHISPER}
+        return whisper_start(Path(recipe.start), language=recipe.language, **fields)
+    if text_tokenizer is None:
+        raise ValueError("a tokenizer without start=WHISPER_FOLDER needs a text tokenizer for its ASR heads; train one")
+    return replace(recipe.model, text_vocab_size=text_tokenizer.size).build(text_tokenizer)
+
+
+def new_loader(
+    recipe: TokenizerRecipe, model: SupervisedTokenizer, train: Sequence[Utterance] | SpeechCorpus | Mix
+) -> UtteranceLoader:
+    """This rank's batches, with targets that the model's heads can spell."""
+    assert model.text_tokenizer is not None  # new_model gave it one
+    return UtteranceLoader(
+        train,
+        model.text_tokenizer,
+        batch_seconds=recipe.batch_seconds,
+        seed=recipe.train.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        gain_db=recipe.gain_db,
+        sorted_epochs=recipe.sorted_epochs,
+        token_samples=model.token_samples,
+        target_form=whisper_form if recipe.start else spoken_form,
+        max_ids=model.config.max_text_ids,
+        threads=recipe.threads,
+    )
+
+
+def whisper_form(text: str) -> str:
+    """Whisper's text tokenizer has another first piece after a space than without one, and was trained with the space."""
+    return " " + spoken_form(text)
+
+
+def held_out_rates(model: SupervisedTokenizer, held_out: Sequence[Utterance]) -> dict[str, float]:
+    """WER and CER of the ASR model, audio to text, by its `read_back_head`; by the attention head as `*_attention`."""
+    texts = [u.text for u in held_out]
+    heads: dict[str, Head | None] = {"": None, "_attention": "attention"}
+    rates: dict[str, float] = {}
+    for name, head in heads.items():
+        heard = transcribe(model, held_out, head)
+        rates |= {f"wer{name}": wer(zip(texts, heard)).rate, f"cer{name}": cer(zip(texts, heard)).rate}
+    return rates
+
+
+def transcribe(model: SupervisedTokenizer, utterances: Sequence[Utterance], head: Head | None = None) -> list[str]:
+    """What the model hears, in order, on the model's device."""
+    waves = [audio.resample(u.audio, model.sample_rate).samples_S for u in utterances]
+    length_N = np.array([len(samples_S) for samples_S in waves])
+    texts = [""] * len(waves)
+    limit = HELD_OUT_BATCH_S * model.sample_rate
+    for rows_B in bucket(np.arange(len(waves)), length_N, limit, np.random.default_rng(0)):
+        wav_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in rows_B], batch_first=True)
+        num_samples_B = torch.from_numpy(length_N[rows_B])
+        heard = model.transcribe(wav_BS.to(model.device), num_samples_B.to(model.device), head)
+        for i, text in zip(rows_B.tolist(), heard):
+            texts[i] = text
+    return texts
+
+
+def _stops(recipe: TokenizerRecipe, folder: Path) -> Iterator[int]:
+    """Steps at which training pauses: every multiple of `evaluate_every` that has not been measured yet, and the last."""
+    every, last = recipe.evaluate_every, recipe.train.steps
+    if every:
+        measured = max((line["step"] for line in read_held_out(folder)), default=0)
+        yield from range((measured // every + 1) * every, last, every)
+    yield last
+
+
+def read_held_out(folder: Path) -> list[dict[str, Any]]:
+    """The measurements made during training, by step; [] when there are none."""
+    path = folder / HELD_OUT_FILE
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def _note(folder: Path, line: dict[str, Any]) -> None:
+    """Add a measurement, or replace that of the same step: a kill between measuring and the next stop repeats it."""
+    if distributed.rank() == 0:
+        kept = [before for before in read_held_out(folder) if before["step"] < line["step"]]
+        write_json(folder / HELD_OUT_FILE, [*kept, line])
+
+
+def measure_tokenizer(model: SupervisedTokenizer, held_out: Sequence[Utterance]) -> dict[str, Any]:
+    """Word error rate of the tokens, use of the codebook, and whether streaming gives the same tokens."""
+    waves = [audio.resample(u.audio, model.sample_rate) for u in held_out]
+    ids = encode_all(model, waves, what="held-out")
+    counts_K = np.bincount(np.concatenate(ids), minlength=model.vocab_size)
+    share_K = counts_K[counts_K > 0] / counts_K.sum()
+    texts, read = [u.text for u in held_out], model.read_back(ids)
+    return {
+        "tokenizer.wer": wer(zip(texts, read)).rate,
+        "tokenizer.wer_n": len(held_out),
+        "tokenizer.cer": cer(zip(texts, read)).rate,
+        "tokenizer.wer_attention": wer(zip(texts, model.read_back(ids, "attention"))).rate,
+        "tokenizer.frame_rate": model.frame_rate,
+        "tokenizer.lookahead_s": model.lookahead_s,
+        "tokenizer.codebook_size": model.vocab_size,
+        "tokenizer.codebook_used": float((counts_K > 0).mean()),
+        "tokenizer.perplexity": float(np.exp(-(share_K * np.log(share_K)).sum())),
+        "tokenizer.streaming_equals_offline": all(
+            np.array_equal(stream(model, wave.samples_S, STREAM_CHUNKS[i % len(STREAM_CHUNKS)]), offline)
+            for i, (wave, offline) in enumerate(zip(waves[:STREAMED], ids))
+        ),
+    }
+
+
+def stream(model: SupervisedTokenizer, samples_S: np.ndarray, chunk: int) -> np.ndarray:
+    """The ids of a waveform fed `chunk` samples at a time (never more than 2,000 calls, so the first part is longer)."""
+    wav_S = torch.from_numpy(samples_S)
+    head = max(0, len(wav_S) - 2000 * chunk)
+    state = model.init_state()
+    parts = []
+    for piece_S in (wav_S[:head], *wav_S[head:].split(chunk)):
+        ids_T, state = model.step(piece_S, state)
+        parts.append(ids_T)
+    ids_T, _ = model.step(wav_S[:0], state, final=True)
+    return torch.cat([*parts, ids_T]).numpy()

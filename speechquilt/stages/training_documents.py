@@ -1,0 +1,145 @@
+"""The kinds of training documents, each from what it needs, written as shards.
+
+Place in the pipeline: layer 4, after the tokenizer and the text-to-token model, before the mixture.
+Trap: an ASR or TTS pair opens with its instruction, because without one it would look like an interleaved document that
+repeats itself (spec 1, 6.2).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from speechquilt import config
+from speechquilt.data.interleaving import synthetic
+from speechquilt.data.interleaving.parallel import SpokenText
+from speechquilt.data.shards.documents import ShardWriter
+from speechquilt.data.shards.parquet import Item, ItemWriter, ShardInfo
+from speechquilt.data.shards.spoken import SpokenWriter
+from speechquilt.protocols import TextToToken
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token.examples import AlignedTokens
+from speechquilt.types import Document, Reject, Segment, SpokenSpan, TextDocument
+from speechquilt.vocab import Vocab
+
+INSTRUCTIONS = {"asr": "transcribe:", "tts": "say:"}
+SOURCES = ("text", "speech", "asr", "tts", "interleaved", "parallel")
+
+
+def text_fingerprint(tokenizer: TextTokenizer) -> str:
+    """What shards store of the text tokenizer."""
+    return config.fingerprint(tokenizer.json)
+
+
+def shard_info(vocab: Vocab, tokenizer: TextTokenizer, speech_fingerprint: str, **made_by: object) -> ShardInfo:
+    return ShardInfo(
+        num_text=vocab.num_text,
+        num_speech=vocab.num_speech,
+        text_fingerprint=text_fingerprint(tokenizer),
+        speech_fingerprint=speech_fingerprint,
+        made_by=dict(made_by),
+    )
+
+
+def write_documents(
+    folder: Path, info: ShardInfo, documents: Iterable[tuple[Document, str] | Reject]
+) -> dict[str, int]:
+    """Write all documents (with their text) and count the rejects; returns documents, rejects and tokens by modality."""
+    return _write(ShardWriter(folder, info, overwrite=True), documents)
+
+
+def write_spoken(folder: Path, info: ShardInfo, spoken: Iterable[tuple[SpokenText, str]]) -> dict[str, int]:
+    """Write what a run will interleave at load time, as `write` does. These shards hold no text tokens."""
+    return _write(SpokenWriter(folder, replace(info, num_text=0, text_fingerprint=""), overwrite=True), spoken)
+
+
+def _write(writer: ItemWriter[Item], items: Iterable[tuple[Item, str] | Reject]) -> dict[str, int]:
+    with writer:
+        for item in items:
+            if isinstance(item, Reject):
+                writer.reject(item.id, item.reason)
+            else:
+                writer.write(*item)
+    counts = {f"{modality}_tokens": n for modality, n in writer.num_tokens.items()}
+    return {"documents": writer.num_documents, "rejects": sum(writer.rejects.values()), **counts}
+
+
+def text_documents(texts: Iterable[TextDocument], tokenizer: TextTokenizer) -> Iterable[tuple[Document, str]]:
+    for text in texts:
+        yield Document(id=text.id, source="text", segments=(text_segment(tokenizer, text.text),)), text.text
+
+
+def speech_documents(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[Document, str]]:
+    for id, tokens in zip(ids, spoken):
+        yield Document(id=id, source="speech", segments=(speech_segment(tokens),)), tokens.text
+
+
+def pair_documents(
+    task: str, ids: Iterable[str], spoken: Iterable[AlignedTokens], tokenizer: TextTokenizer
+) -> Iterable[tuple[Document, str]]:
+    """`task` "asr": instruction, speech -> text; "tts": instruction and text -> speech. Loss on the target alone."""
+    for id, tokens in zip(ids, spoken):
+        if task == "asr":
+            context = [text_segment(tokenizer, INSTRUCTIONS["asr"], loss=False), speech_segment(tokens, loss=False)]
+            target = text_segment(tokenizer, tokens.text)
+        else:
+            context = [text_segment(tokenizer, f"{INSTRUCTIONS['tts']} {tokens.text}", loss=False)]
+            target = speech_segment(tokens)
+        yield Document(id=f"{task}/{id}", source=task, segments=(*context, target)), tokens.text
+
+
+def spoken_texts(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[SpokenText, str]]:
+    """What parallel interleaving cuts into blocks: the recordings whose words have times."""
+    for id, tokens in zip(ids, spoken):
+        if _has_words(tokens):
+            yield (
+                SpokenText(id=id, words=tokens.words, ids_T=tokens.ids_T, word_T=tokens.word_of_token_T),
+                tokens.text,
+            )
+
+
+def interleaved_documents(
+    texts: Sequence[TextDocument],
+    speaker: TextToToken,
+    tokenizer: TextTokenizer,
+    passes: int,
+    settings: synthetic.InterleaveConfig,
+    stats: synthetic.InterleaveStats,
+    chunk: int = 512,
+) -> Iterable[tuple[Document, str]]:
+    """Plain text `passes` times with other spans spoken each time; documents in chunks, so memory stays small."""
+    plans = (
+        (text, synthetic.plan(text.id, text.text, pass_index, settings))
+        for pass_index in range(passes)
+        for text in texts
+    )
+    progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
+    while batch := [p for _, p in zip(range(chunk), plans)]:
+        for (text, plan), spans in zip(batch, speak_spans([plan for _, plan in batch], speaker)):
+            yield synthetic.assemble(plan, spans, tokenizer.encode, stats=stats), text.text
+        progress.update(len(batch))
+    progress.close()
+
+
+def speak_spans(plans: Sequence[synthetic.InterleavePlan], speaker: TextToToken) -> list[list[SpokenSpan]]:
+    """The spans of all plans in one call, so that its rows stay full -> those of each plan."""
+    texts = [(span, plan.seed + i) for plan in plans for i, span in enumerate(plan.spoken_spans)]
+    spoken = iter(speaker.generate([text for text, _ in texts], [seed for _, seed in texts]))
+    return [[next(spoken) for _ in plan.spans] for plan in plans]
+
+
+def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
+    """All tokens of an utterance; word ends only when its words have times."""
+    unit_end_T = tokens.unit_end_T if _has_words(tokens) else None
+    return Segment(modality="speech", ids_T=tokens.ids_T, unit_end_T=unit_end_T, loss=loss)
+
+
+def _has_words(tokens: AlignedTokens) -> bool:
+    """Whether its words have times; without them the utterance is one unit that spans all of its words, if it has any."""
+    return len(tokens.words) > 1 or (" " not in tokens.text and bool(tokens.text))
+
+
+def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:
+    return Segment(modality="text", ids_T=np.asarray(tokenizer.encode(text), dtype=np.int32), loss=loss)
