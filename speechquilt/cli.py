@@ -259,9 +259,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from functools import partial
 
     from speechquilt.commands import lm_training, tokenizer_corpora
+    from speechquilt.commands import train_entropy as entropy
     from speechquilt.recipes import own
     from speechquilt.stages import train_aligner as aligner
-    from speechquilt.commands import train_entropy as entropy
 
     recipes = {
         "tokenizer": (partial(tokenizer_corpora.preset_run, arguments.settings), tokenizer_corpora.run_tokenizer),

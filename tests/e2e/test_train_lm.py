@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from speechquilt import config
+from speechquilt.commands.train_entropy import SETTINGS, EntropyRun, train_entropy
 from speechquilt.data.feed.pack import PackConfig
 from speechquilt.evals.scorer import Request
 from speechquilt.model import saving
 from speechquilt.model.entropy import EntropyConfig
 from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.commands.train_entropy import SETTINGS, EntropyRun, train_entropy
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.train.trainer import TrainConfig
 from tests.parity.tiny_checkpoints import saved
