@@ -16,6 +16,7 @@ from speechquilt import config
 from speechquilt.files import make_folder, write_json
 
 MARK = "done.json"
+SETTINGS = "settings.json"  # of a command, for --config
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Story:
         if made_with and made_with != self.fingerprint:
             raise ValueError(
                 f"{folder} was made with other settings (fingerprint {made_with}, now {self.fingerprint}); "
-                f"choose another run_dir=..., or delete {self.run_dir} to start again"
+                f"choose another --run-dir, or delete {self.run_dir} to start again"
             )
         if mark.is_file():
             done = json.loads(mark.read_text())
@@ -68,7 +69,7 @@ class Story:
 def required(key: str, value: str) -> Path:
     """A folder that must be named. Raises ValueError when the setting is empty."""
     if not value:
-        raise ValueError(f"{key} is not set; give {key}=FOLDER")
+        raise ValueError(f"{key} is not set; give --{key.replace('_', '-')} FOLDER")
     return Path(value)
 
 

@@ -20,10 +20,9 @@ from speechquilt import config as configs
 from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
-from speechquilt.files import make_folder, write_json
+from speechquilt.files import write_json
 from speechquilt.protocols import Aligner
-from speechquilt.stages.corpus import folder_corpus, join, speak
-from speechquilt.stages.stage import report, required
+from speechquilt.stages.corpus import join, speak
 from speechquilt.text import spoken_form
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTC, CharacterCTCConfig, TokenizerEmitter
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
@@ -94,30 +93,6 @@ def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfi
         speaker, join(world.held_out_sentences(config.held_out), config.max_joined, seed=1), "speak held-out"
     )
     return train_aligner(config.recipe, train, held_out, Path(config.run_dir))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignerRun:
-    """`speech`: folder of audio with transcripts, one recording in twenty of which is held out. Where its metadata has word
-    times, they set the shift of the boundaries and the measured error."""
-
-    speech: str = ""
-    run_dir: str = "runs/aligner"
-    recipe: AlignerRecipe = OWN
-
-
-def run_aligner(run: AlignerRun) -> None:
-    """`speechquilt train aligner`; resumes by itself. Writes what was measured to `results.json`, and prints it."""
-    try:
-        corpus = folder_corpus(required("speech", run.speech), None)
-        folder = Path(run.run_dir)
-        make_folder(folder)
-        found = train_aligner(run.recipe, corpus.sentences, corpus.held_out, folder)
-        if distributed.rank() == 0:
-            write_json(folder / RESULTS_FILE, found)
-            report(found, folder, f"speechquilt align {run.speech} ALIGNED --aligner {folder}")
-    finally:
-        distributed.stop()
 
 
 def train_aligner(

@@ -9,7 +9,6 @@ recordings are left out, which the table counts.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +61,9 @@ class FrameRatesConfig:
         codebook_size = self.codebook_sizes[self.rates.index(rate)]
         model = replace(self.tokenizer.model, pooling=RATES[rate].pooling, codebook_size=codebook_size, **whole)
         return replace(self.tokenizer, model=model)
+
+    def run(self) -> None:
+        study(self)
 
 
 def study(config: FrameRatesConfig) -> Path:
@@ -159,7 +161,3 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         "another model, so only the trend compares.",
     ]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    study(configs.override(FrameRatesConfig(), sys.argv[1:]))

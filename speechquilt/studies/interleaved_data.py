@@ -153,12 +153,15 @@ class InterleavingConfig(seeds.StudyConfig):
         """All conditions, each once."""
         return list(dict.fromkeys(c for question in self.questions.values() for c in question.conditions.values()))
 
+    def run(self) -> None:
+        study(self)
+
 
 def study(config: InterleavingConfig) -> Path:
     """Make the missing shards, train and ask every condition with every seed; returns the path of interleaving.md."""
     full = pipeline.scaled(config.story)
     for condition in config.conditions:
-        condition.weights(full.weights)  # a wrong one is said now, not after an hour
+        condition.weights(full.lm.weights)  # a wrong one is said now, not after an hour
     made = config.start()
     folder = Path(config.run_dir)
     voiced = Story(folder, made.fingerprint).stage(
@@ -283,12 +286,12 @@ def train_and_ask(
 def lm_recipe(config: InterleavingConfig, condition: Condition, seed: int) -> LMRecipe:
     """The story's recipe with the condition's mixture and patcher."""
     full = pipeline.scaled(config.story)
-    return LMRecipe(
-        model=full.plain if condition.patcher == "none" else full.latent,
+    return replace(
+        full.lm,
+        model=full.plain if condition.patcher == "none" else full.lm.model,
         patcher=PatcherConfig(kind=condition.patcher, patch_size=defaults.PATCH_SIZE),
-        weights=condition.weights(full.weights),
-        pack=full.pack,
-        train=replace(full.pretrain, seed=seed, steps=config.steps or full.pretrain.steps),
+        weights=condition.weights(full.lm.weights),
+        train=replace(full.lm.train, seed=seed, steps=config.steps or full.lm.train.steps),
     )
 
 
@@ -323,7 +326,7 @@ def summary(config: InterleavingConfig, question: Question, label: str, results:
     mine, others = (seeds.run_names(c.name, config.seeds) for c in (condition, reference))
     return {
         "run": condition.name,
-        "weights": condition.weights(pipeline.scaled(config.story).weights),
+        "weights": condition.weights(pipeline.scaled(config.story).lm.weights),
         **{key: seeds.mean_of(results, mine, key) for key in COSTS},
         **{key: seeds.pooled_loss(evals, key, mine, others) for key in LOSSES},
         **{key: seeds.pooled_accuracy(evals, key, mine, others) for key in TASKS},

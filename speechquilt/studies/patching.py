@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt.files import write_json
+from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes.toy import pipeline
@@ -66,6 +67,9 @@ class PatchingConfig(seeds.StudyConfig):
         }
     )
 
+    def run(self) -> None:
+        study(self)
+
 
 def study(config: PatchingConfig) -> Path:
     """Train and ask every system with every seed, two at a time on two cores; returns the path of patching.md."""
@@ -110,12 +114,13 @@ def train_and_ask(config: PatchingConfig, name: str, seed: int, made: pipeline.P
 def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> LMRecipe:
     """The toy's recipe with the system's model, patcher and budget."""
     system, full = config.systems[name], pipeline.scaled(config.story)
-    train = replace(full.pretrain, seed=seed, steps=config.steps or full.pretrain.steps)
-    return LMRecipe(
-        model=full.plain if system.kind == "plain" else replace(full.latent, text_path=system.text_path),
+    train = replace(full.lm.train, seed=seed, steps=config.steps or full.lm.train.steps)
+    latent = full.lm.model
+    assert isinstance(latent, LatentLMConfig)  # the story's default; its plain twin is `full.plain`
+    return replace(
+        full.lm,
+        model=full.plain if system.kind == "plain" else replace(latent, text_path=system.text_path),
         patcher=system.patcher,
-        weights=full.weights,
-        pack=full.pack,
         train=train,
         budget="tokens" if tokens else "steps",
         budget_amount=tokens,

@@ -29,8 +29,9 @@ from speechquilt.data.sources.text_files import read_texts
 from speechquilt.evals import noise
 from speechquilt.evals.noise import NoiseMeter
 from speechquilt.files import write_json
+from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.inspect import inspect
-from speechquilt.jobs.interleave_text import interleave_corpus
+from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
 from speechquilt.recipes import defaults
 from speechquilt.stages.corpus import speak
 from speechquilt.stages.encode import encode_all, text_tokenizer_of
@@ -108,6 +109,9 @@ class RealTextConfig:
     def rule(self) -> InterleaveConfig:
         """Of the spans, as `interleave_corpus` makes it."""
         return InterleaveConfig(ratio=self.ratio, languages=LANGUAGES)
+
+    def run(self) -> None:
+        study(self)
 
 
 def study(config: RealTextConfig) -> Path:
@@ -260,12 +264,10 @@ def interleave_held_out(
         str(corpus),
         shards,
         speaker_dir,
-        ratio=config.ratio,
-        languages=LANGUAGES,
-        slice_bytes=SLICE_BYTES,
-        workers=config.workers,
         tokenizer=tokenizer_dir,
-        noise_sample=1.0,
+        rule=config.rule,
+        settings=InterleaveSettings(slice_mib=SLICE_BYTES / 2**20, noise_sample=1.0),
+        execution=Execution(workers=config.workers),
     )
     inspect(shards, tokenizer=tokenizer_dir, page=folder / PAGE)
     stats = json.loads((shards / "stats.json").read_text(encoding="utf-8"))

@@ -20,12 +20,10 @@ import torch
 
 import speechquilt
 from speechquilt import config as configs
-from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
 from speechquilt.evals import results
 from speechquilt.files import write_json
-from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.recipes import defaults
@@ -83,11 +81,8 @@ class ToyConfig:
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
     interleave: InterleaveConfig = InterleaveConfig()
     interleave_passes: int = 4
+    lm: LMRecipe = defaults.LM
     plain: PlainLMConfig = defaults.PLAIN
-    latent: LatentLMConfig = defaults.LATENT
-    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
-    pack: PackConfig = defaults.PACK
-    pretrain: TrainConfig = defaults.PRETRAIN
     runs: dict[str, RunConfig] = field(
         default_factory=lambda: {
             "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
@@ -103,6 +98,9 @@ class ToyConfig:
         }
     )
     num_stories: int = 100
+
+    def run(self) -> None:
+        story(self)
 
 
 def scaled(config: ToyConfig) -> ToyConfig:
@@ -123,7 +121,7 @@ def scaled(config: ToyConfig) -> ToyConfig:
         corpus=dataclasses.replace(config.corpus, **corpus),
         tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
         text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
-        pretrain=longer(config.pretrain),
+        lm=dataclasses.replace(config.lm, train=longer(config.lm.train)),
     )
 
 
@@ -201,7 +199,7 @@ def finished(full: ToyConfig, run_dir: Path) -> Prepared:
     for name in STAGES:
         if not (run_dir / name / MARK).is_file():
             raise FileNotFoundError(
-                f"{run_dir / name} is not a finished stage; run `speechquilt story toy run_dir={run_dir}`"
+                f"{run_dir / name} is not a finished stage; run `speechquilt story toy --run-dir {run_dir}`"
             )
     if (run_dir / "world" / "world.txt").read_text() != full.world.build().describe():
         raise ValueError(
@@ -244,14 +242,9 @@ def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str
 
 def lm_recipe(config: ToyConfig, run: RunConfig) -> LMRecipe:
     """The run's model, patcher and mixture; without interleaving the other sources keep their proportions."""
-    weights = {s: w for s, w in config.weights.items() if run.interleaved or s not in INTERLEAVED}
-    return LMRecipe(
-        model=config.plain if run.kind == "plain" else config.latent,
-        patcher=run.patcher,
-        weights=weights,
-        pack=config.pack,
-        train=config.pretrain,
-    )
+    weights = {s: w for s, w in config.lm.weights.items() if run.interleaved or s not in INTERLEAVED}
+    model = config.plain if run.kind == "plain" else config.lm.model
+    return dataclasses.replace(config.lm, model=model, patcher=run.patcher, weights=weights)
 
 
 def describe_run(run: RunConfig) -> str:
