@@ -15,7 +15,8 @@ from speechquilt.text import TextTokenizer
 from speechquilt.train import distributed
 
 TOY = "toy"
-PRESETS = (TOY, *(name for name, entry in catalog.ENTRIES.items() if entry.kind == "tokenizer"))
+PREFIX = "tokenizer_"  # of a recipe's name
+PRESETS = (TOY, *(name.removeprefix(PREFIX) for name, entry in catalog.ENTRIES.items() if entry.kind == "tokenizer"))
 RESULTS_FILE = "results.json"
 
 
@@ -33,7 +34,7 @@ class TrainTokenizer:
     STARTS = ("preset",)
 
     preset: str = TOY
-    """Recipe to start from: toy, or tokenizer_tiny to tokenizer_large; other flags change it."""
+    """Recipe to start from: toy, or the size of a Whisper, tiny to large; other flags change it."""
     speech: str = ""
     """Folder of audio with transcripts; one recording in twenty is held out."""
     sources: tuple[SpeechSource, ...] = ()
@@ -50,9 +51,10 @@ class TrainTokenizer:
     @classmethod
     def starting_from(cls, preset: str = TOY) -> "TrainTokenizer":
         """Raises ValueError naming the known presets."""
+        preset = preset.removeprefix(PREFIX)
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; {nearest(preset, PRESETS)}")
-        recipe = defaults.TOKENIZER if preset == TOY else catalog.load(preset).recipe
+        recipe = defaults.TOKENIZER if preset == TOY else catalog.load(PREFIX + preset).recipe
         return cls(preset=preset, recipe=recipe)
 
     def run(self) -> None:
