@@ -233,9 +233,10 @@ class PatcherConfig:
     range, and on noise or an entropy model that the kind has no use for."""
 
     kind: Literal["none", "static", "aligned", "mixed", "curriculum", "entropy"]
-    """How patches are cut. "none": every token is a unit. "static": patches of `patch_size` speech tokens. "aligned": one patch per spoken
-    word, from the alignment in the data. "mixed": each sequence is aligned or static by chance. "curriculum": aligned
-    at first, static at the end of training. "entropy": a patch ends where a small model becomes unsure."""
+    """How patches are cut. "none": every token is a unit. "static": patches of `patch_size` speech tokens. "aligned":
+    one patch per spoken word, from the alignment in the data. "mixed": each sequence is aligned or static by chance.
+    "curriculum": aligned at first, static at the end of training. "entropy": a patch ends where a small model becomes
+    unsure."""
     patch_size: int = 4
     """Speech tokens per static patch (static, mixed, curriculum). Larger: fewer units, so less compute, and coarser
     patches."""
