@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-STEM_GAIN = 3.0  # per convolution, times He's standard deviation: the stem is about five times as large as the positions
+# Per convolution, times He's standard deviation: what leaves the stem is about five times as large as the positions.
+STEM_GAIN = 3.0
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # keys and values of the frames so far, each [B, H, F, K]
 
 
@@ -43,8 +44,8 @@ class EncoderSizes:
     max_frames: int = 1500
     """Longest window, in frames of 20 ms (1500 is 30 s); a multiple of `pooling`. Longer audio is cut into windows."""
     causal: bool = True
-    """True: nothing hears beyond its block, so tokens can stream. False: plain Whisper, which hears the whole
-    window."""
+    """True: convolutions and attention hear nothing beyond the block, so tokens can stream. False: plain Whisper, which
+    hears the whole window."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -198,8 +199,8 @@ class AudioEncoder(nn.Module):
         if self.config.causal:
             seen_QF = (key_F <= query_Q[:, None]) | (key_F // block == query_Q[:, None] // block)
             allowed_BQF = allowed_BQF & seen_QF
-        # A row whose audio ended before this window attends to itself: the result is not used, but a softmax over nothing
-        # would be NaN.
+        # A row whose audio ended before this window attends to itself: the result is not used, but a softmax over
+        # nothing would be NaN.
         allowed_BQF = allowed_BQF | ((key_F == query_Q[:, None]) & (valid_B == 0)[:, None, None])
         return allowed_BQF[:, None]
 
