@@ -229,8 +229,8 @@ class CurriculumPatcher(_NeedsUnitEnds):
 
 @dataclass(frozen=True, kw_only=True)
 class PatcherConfig:
-    """How speech tokens are grouped into the units of a latent model. `build` raises ValueError on a value out of
-    range, and on noise or an entropy model that the kind has no use for."""
+    """How speech tokens are grouped into the units of a latent model. A field that only some kinds use names them in
+    brackets."""
 
     kind: Literal["none", "static", "aligned", "mixed", "curriculum", "entropy"]
     """How patches are cut. "none": every token is a unit. "static": patches of `patch_size` speech tokens. "aligned":
@@ -260,6 +260,7 @@ class PatcherConfig:
     """The small model and its threshold; given with kind "entropy", and only with it."""
 
     def build(self) -> Patcher:
+        """Raises ValueError on a value out of range, and on noise or an entropy model that the kind has no use for."""
         if self.boundary_noise is not None and self.kind not in ("aligned", "mixed", "curriculum"):
             raise ValueError(
                 f"boundary_noise moves the boundaries of an aligner and kind={self.kind!r} has none; leave it out"
