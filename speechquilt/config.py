@@ -2,8 +2,8 @@
 
 A class keeps its config beside itself (`XConfig.build() -> X`); a run folder keeps the JSON of the config it was made
 with.
-Trap: values are checked against the annotation, so annotate with real types (int, float, bool, str, Path, tuple[...], X
-| None, Literal, another config), never with strings or Any.
+Trap: values are checked against the annotation, so annotate with real types (int, float, bool, str, Path, tuple[...],
+X | None, Literal, another config), never with strings or Any.
 """
 
 import dataclasses

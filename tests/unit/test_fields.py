@@ -6,17 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "speechquilt"
-SUFFIXES = ("Config", "Recipe", "Sizes", "Settings", "Work")
+SUFFIXES = ("Config", "Recipe", "Sizes", "Settings")
 PENDING = {  # modules whose fields are not documented yet; nothing is to stay here
     "speechquilt.data",
-    "speechquilt.evals",
     "speechquilt.stages",
-    "speechquilt.recipes",
+    "speechquilt.recipes.toy",
     "speechquilt.studies",
-    "speechquilt.jobs",
-    "speechquilt.commands",
     "speechquilt.text_to_token",
-    "speechquilt.aligner",
 }
 
 
@@ -34,9 +30,10 @@ def undocumented(cls: ast.ClassDef) -> list[str]:
 
 
 def configs(classes: dict[str, list[ast.ClassDef]]) -> set[str]:
-    """Names of the configs, of what they inherit from, and of the dataclasses that their fields hold."""
+    """Names of the configs and commands, of what they inherit from, and of the dataclasses that their fields hold."""
     found: set[str] = set()
     waiting = [name for name in classes if name.endswith(SUFFIXES) and not name.startswith("_")]
+    waiting += [name for name, same in classes.items() if any(_is_command(cls) for cls in same)]
     while waiting:
         name = waiting.pop()
         if name in classes and name not in found:
@@ -47,6 +44,12 @@ def configs(classes: dict[str, list[ast.ClassDef]]) -> set[str]:
 
 def _is_frozen(node: ast.ClassDef) -> bool:
     return any("dataclass(" in ast.unparse(d) and "frozen=True" in ast.unparse(d) for d in node.decorator_list)
+
+
+def _is_command(node: ast.ClassDef) -> bool:
+    """What the command line makes of its words, and then runs."""
+    methods = {s.name: s for s in node.body if isinstance(s, ast.FunctionDef)}
+    return "run" in methods and len(methods["run"].args.args) == 1
 
 
 def _text(statement: ast.stmt) -> str:
@@ -79,8 +82,9 @@ def _collect() -> list[tuple[str, ast.ClassDef]]:
     return [(module, cls) for module, classes in modules.items() for cls in classes if cls.name in wanted]
 
 
-def _is_pending(module: str) -> bool:
-    return any(module == prefix or module.startswith(prefix + ".") for prefix in PENDING)
+def _pending(module: str) -> str | None:
+    """The entry of PENDING that a module falls under."""
+    return next((prefix for prefix in PENDING if module == prefix or module.startswith(prefix + ".")), None)
 
 
 CONFIGS = _collect()
@@ -88,15 +92,28 @@ CONFIGS = _collect()
 
 @pytest.mark.parametrize(("module", "cls"), CONFIGS, ids=[f"{module}.{cls.name}" for module, cls in CONFIGS])
 def test_every_field_of_a_config_has_a_docstring(module, cls):
-    if _is_pending(module):
+    if _pending(module):
         pytest.skip(f"{module} is pending")
     missing = undocumented(cls)
     assert not missing, f"{module}.{cls.name}: write a docstring below {', '.join(missing)}"
 
 
+def test_what_is_done_is_no_longer_pending():
+    open_ones = {_pending(module) for module, cls in CONFIGS if undocumented(cls)}
+    assert open_ones >= PENDING, f"take out of PENDING: {', '.join(sorted(PENDING - open_ones))}"
+
+
 def test_the_configs_that_a_run_is_made_of_are_among_them():
     names = {cls.name for _, cls in CONFIGS}
-    assert {"TrainConfig", "LatentLMConfig", "EncoderSizes", "RopeScaling", "BoundaryNoise", "PackConfig"} <= names
+    assert {
+        "TrainConfig",
+        "LatentLMConfig",
+        "EncoderSizes",
+        "RopeScaling",
+        "BoundaryNoise",
+        "PackConfig",
+        "TrainLM",
+    } <= names
 
 
 def test_the_checker_sees_a_field_without_a_docstring():
