@@ -1,6 +1,7 @@
 """Strict configs: frozen keyword-only dataclasses read from JSON, with did-you-mean and a fingerprint.
 
-A class keeps its config beside itself (`XConfig.build() -> X`); a run folder keeps the JSON of the config it was made with.
+A class keeps its config beside itself (`XConfig.build() -> X`); a run folder keeps the JSON of the config it was made
+with.
 Trap: values are checked against the annotation, so annotate with real types (int, float, bool, str, Path, tuple[...],
 X | None, Literal, another config), never with strings or Any.
 """
