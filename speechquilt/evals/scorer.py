@@ -1,6 +1,6 @@
 """What an evaluation may ask of a language model: log-likelihoods of continuations, and generated answers.
 
-Place in the pipeline: between the trained model and the tasks; the only evaluation code that sees model ids.
+This is the only evaluation code that sees model ids.
 Trap: a continuation in the modality of the prompt's end is the same span, not a new one: no marker between them, and
 the patch grid runs on across the join (spec latent-speech-text 9), so no system is told where the ending starts.
 """
