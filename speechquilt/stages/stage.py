@@ -1,7 +1,7 @@
 """A stage of a story: a folder that is made once, marked when complete, and skipped from then on.
 
-Place in the pipeline: layer 4, the glue of every recipe. A stage's fingerprint covers its own settings and those of the
-stages before it, so a finished folder can be trusted without opening it.
+A stage's fingerprint covers its own settings and those of the stages before it, so a finished folder can be trusted
+without opening it.
 Trap: a folder made with other settings is never overwritten: that is an error which says what to do.
 """
 
