@@ -55,7 +55,7 @@ class MicroCorpusConfig:
     story_documents: int = 600
     """Documents that tell stories: so many written ones, and as many others that are spoken."""
     fact_documents: int = 300
-    """Documents per group of facts: so many written ones, and as many others that are spoken, as the group is."""
+    """Documents about each group of facts, in each form (written, spoken) in which the group is shown."""
     seed: int = 0
     """Decides which sentences are joined."""
 

@@ -64,8 +64,8 @@ class AlignerRecipe:
     sorted_epochs: int = 1
     """The first so many epochs go from short to long recordings, on which alignments are found sooner."""
     fit_window: bool = False
-    """Let the recordings decide model.max_frames, so that nine in ten are heard whole. A window much longer than what
-    it was trained on would be deaf to places that it has never seen.
+    """Let the recordings decide model.max_frames, so that nine in ten are heard whole, up to 30 s. A window much
+    longer than what it was trained on would be deaf to places that it has never seen.
     """
 
 

@@ -1,7 +1,7 @@
 """The micro-world: a generator of small English stories, facts and questions, the embedded default corpus.
 
-Place in the pipeline: layer 2, the source of every text of the toy story; espeak-ng then speaks what should be speech.
-Because each fact is only ever shown in one form (as text, as speech, ...), it can be measured whether a form carries over.
+Because each fact is only ever shown in one form (as text, as speech, ...), it can be measured whether a form carries
+over.
 Trap: the tokenizer and the text-to-token model also learn language from what they are trained on. Train them on
 `sentences`, in which a person and an answer never stand together, so that they know neither facts nor false facts.
 

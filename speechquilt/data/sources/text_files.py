@@ -1,7 +1,8 @@
-"""Text corpora of any size as slices: where the text lies, cut into equal shares of work, and the documents of one slice.
+"""Text corpora of any size as slices: where the text lies, cut into equal shares of work, and the documents of one
+slice.
 
-Place in the pipeline: layer 2, the input of `speechquilt interleave`. A slice is plain JSON and small; the text itself is
-read by the worker that does the slice, so a list of slices never holds a corpus.
+A slice is plain JSON and small; the text itself is read by the worker that does the slice, so a list of slices never
+holds a corpus.
 Trap: a document without an id of its own is named by its place in its file (byte or row), so the names are the same
 however the files are sliced, but not after a file has changed.
 """
