@@ -66,7 +66,7 @@ def kind_of(text: str) -> Kind:
 
 
 def _has_name(text: str) -> bool:
-    """A capital where no sentence begins. The first word says nothing, and a text all in capitals shouts."""
+    """A capital where no sentence begins. The first word says nothing, and a text all in capitals has no names."""
     words = text.split()
     if sum(_is_capitals(word) for word in words) > len(words) / 2:
         return False

@@ -17,7 +17,7 @@ from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
 
-DRAW = 0.0  # patchers that choose at random are fixed at test time
+DRAW = 0.0  # patchers that choose at random get this instead of a draw
 
 
 class Request(NamedTuple):

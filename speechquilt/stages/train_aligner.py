@@ -36,7 +36,7 @@ CALIBRATED = 200  # training recordings with known word times that the shift is 
 GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most about 1 %
 SHIFT_FILE, RESULTS_FILE = "shift.json", "results.json"
 FRAME_S = FRAME_SAMPLES / audio.SAMPLE_RATE
-FITTING, LONGEST_S = 0.9, 30.0  # of one's own recordings, for the window
+FITTING, LONGEST_S = 0.9, 30.0  # share of one's own recordings that the window holds, and its longest in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ def boundary_errors(aligner: Aligner, utterances: Sequence[Utterance]) -> np.nda
 
 
 def measure_shift(aligner: CTCAligner, timed: Sequence[Utterance]) -> BoundaryShift:
-    """What the median start and end lack; no shift when there is nothing to measure on."""
+    """The shift that brings the median start and end onto the known ones; none when no recording has word times."""
     errors_N2 = boundary_errors(CTCAligner(aligner.emitter), timed)
     if not len(errors_N2):
         return BoundaryShift()

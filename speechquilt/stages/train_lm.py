@@ -264,7 +264,7 @@ def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
     """`train.steps`, or as many as the budget in units or tokens allows; equal on every rank and in every resumed run."""
     if recipe.budget == "steps":
         return recipe.train.steps
-    # It goes on from point to point, so that each sees other documents: as often as that takes.
+    # One mixture for all points, so that each sees other documents; no bounds, since that may take many epochs.
     mixture = data.mixture(replace(recipe, max_epochs={}))
 
     def loader_at(progress: float) -> Loader:

@@ -39,7 +39,7 @@ from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Segment, TextDocument
 
 SYNTHETIC, PARALLEL = pipeline.INTERLEAVED
-GROUPS = ("interleaved", "text", "both")  # of facts: text interleaved, only written, also in recordings
+GROUPS = ("interleaved", "text", "both")  # of facts: in interleaved text, in plain text only, in both and in recordings
 ENDINGS = {kind: [f"story.{kind}.{pair}" for pair in PAIRS] for kind in ("topic", "hard")}
 FACT_TASKS = {"qa": "free answers", "fact": "choice of four"}
 FACTS = {task: [f"{task}.{group}.{pair}" for group in GROUPS for pair in ("ST", "SS")] for task in FACT_TASKS}
@@ -116,7 +116,7 @@ class Question:
 
 
 def _questions() -> dict[str, Question]:
-    alone = ("parallel", "speech", "asr", "tts")  # whatever has a recording in it
+    alone = ("parallel", "speech", "asr", "tts")  # the sources that hold recordings
     return {
         "spoken ratio": Question(
             conditions={f"{ratio}": Condition(ratio=ratio) for ratio in (0.1, 0.2, 0.3, 0.4)}, against="0.3"
@@ -169,7 +169,7 @@ def study(config: InterleavingConfig) -> Path:
     """Make the missing shards, train and ask every condition with every seed; returns the path of interleaving.md."""
     full = pipeline.scaled(config.story)
     for condition in config.conditions:
-        condition.weights(full.lm.weights)  # a wrong one is said now, not after an hour
+        condition.weights(full.lm.weights)  # an error in one is raised now, not after an hour
     made = config.start()
     folder = Path(config.run_dir)
     voiced = Story(folder, made.fingerprint).stage(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 320, 62, 40, 24, 52
 INK, GRID, POINT = "#333", "#ddd", "#b5472f"
-HEADROOM = 1.15  # of the highest point
-LOWEST_TOP = 0.1  # per cent: the axis of points that are all 0
+HEADROOM = 1.15  # the y axis ends at this many times the highest point
+LOWEST_TOP = 0.1  # per cent, where the y axis ends when all points are 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,8 +48,8 @@ from speechquilt.tts import EspeakTTS, EspeakTTSConfig
 from speechquilt.types import Document, SpokenSpan, TextDocument, Utterance
 
 LANGUAGES = ("en",)
-SLICE_BYTES = 2**16  # of text in a task: the held-out documents are few, and every worker should have some
-SPANS_AT_ONCE = 256  # spoken spans in memory
+SLICE_BYTES = 2**16  # of text in a task; small, since the held-out documents are few and every worker should have some
+SPANS_AT_ONCE = 256  # spans that are spoken, and kept in memory, together
 PAGE = "interleaved.html"
 
 # The toy's network with more steps, a longer warm-up (open vocabulary takes longer to lock on) and twice the codes.
@@ -119,7 +119,7 @@ class RealTextConfig:
 
     @property
     def rule(self) -> InterleaveConfig:
-        """Of the spans, as `interleave_corpus` makes it."""
+        """Which words become speech; the same rule that `speechquilt interleave` follows."""
         return InterleaveConfig(ratio=self.ratio, languages=LANGUAGES)
 
     def run(self) -> None:

@@ -164,7 +164,7 @@ class TextToTokenEngine:
         self.model, self.tokenizer = model, tokenizer
         self.config = config or EngineConfig()
         self.stats = EngineStats()
-        self.shows_progress = True  # False where whoever calls has a line of its own
+        self.shows_progress = True  # False where the caller shows a progress line of its own
 
     @torch.inference_mode()
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:

@@ -167,7 +167,7 @@ class Mixture:
 
     @property
     def left(self) -> tuple[str, ...]:
-        """Sources that have given their `max_epochs`."""
+        """Sources that have given their `max_epochs` and are no longer drawn from."""
         return tuple(name for name in self.sources if name not in self._active)
 
     @property
@@ -220,7 +220,7 @@ class Mixture:
             "documents": {name: len(source) for name, source in self.sources.items()},
             **(
                 {"max_epochs": self.max_epochs} if self.max_epochs else {}
-            ),  # states from before there were bounds stay good
+            ),  # so that states saved before there were bounds still load
         }
 
     def _permutation(self, name: str, epoch: int) -> np.ndarray:

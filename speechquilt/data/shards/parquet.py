@@ -341,7 +341,7 @@ def _metadata(info: ShardInfo) -> dict[str, Any]:
 
 
 def _kind_of(manifest: dict[str, Any]) -> str:
-    return manifest.get("kind", "documents")  # folders from before there were kinds hold documents
+    return manifest.get("kind", "documents")  # folders written before there were kinds hold documents
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any languag
 class RunConfig:
     """One language model of the comparison. Everything else is the same for all of them."""
 
-    kind: str  # "plain" or "latent"
+    kind: str
     """"plain" steps over every token, "latent" over patches."""
     patcher: PatcherConfig
     """How speech tokens are grouped into patches; of kind none for a plain model."""
@@ -93,7 +93,7 @@ class ToyConfig:
     interleave_passes: int = 4
     """How often each text is interleaved, with other words spoken each time."""
     lm: LMRecipe = defaults.LM
-    """How every language model is trained; each of runs changes its kind, its patcher and its sources."""
+    """How every language model is trained; model holds the sizes of the latent ones, and each of runs sets its patcher."""
     plain: PlainLMConfig = defaults.PLAIN
     """Sizes of the plain language models."""
     runs: dict[str, RunConfig] = field(
