@@ -49,13 +49,14 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextReader:
-    """`root`: what the paths of slices are relative to. `text_column`: the key or column of the text; a column `id`, when
-    there is one, names the documents. Documents above `max_words` come as several, see `parts`.
-    """
+    """Reads the documents of a slice. A column `id`, when there is one, names them."""
 
     root: str
+    """Folder that the paths of slices are relative to."""
     text_column: str = "text"
+    """Key or column that holds the text."""
     max_words: int = MAX_WORDS
+    """A document of more words comes as several of at most this many."""
 
     def __post_init__(self) -> None:
         if self.max_words < 1:
