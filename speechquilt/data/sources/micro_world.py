@@ -201,13 +201,13 @@ class MicroWorldConfig:
     size: int = 1
     """Times as many people (so facts) and topics: 1 has 102 words and 32 facts, 4 has 294 words and 128 facts."""
     num_people: int = 16
-    """People, times size; times size a multiple of twice num_objects."""
+    """People at size 1; num_people times size must be a multiple of twice num_objects."""
     num_relations: int = 2
     """Kinds of facts that are told of every person."""
     num_objects: int = 8
     """Answers that each kind of fact chooses from; even, at least 8."""
     num_topics: int = 6
-    """What stories are about, times size; at least 4."""
+    """Topics of stories at size 1; at least 4."""
 
     def __post_init__(self) -> None:
         def limit(key: str, low: int, high: int, per_size: bool = False) -> None:
