@@ -93,7 +93,7 @@ class ToyConfig:
     interleave_passes: int = 4
     """How often each text is interleaved, with other words spoken each time."""
     lm: LMRecipe = defaults.LM
-    """How every language model is trained; model holds the sizes of the latent ones, and each of runs sets its patcher."""
+    """How every language model is trained; model is that of the latent ones, and each of runs sets its own patcher."""
     plain: PlainLMConfig = defaults.PLAIN
     """Sizes of the plain language models."""
     runs: dict[str, RunConfig] = field(
