@@ -1,7 +1,7 @@
 """A stage of a story: a folder that is made once, marked when complete, and skipped from then on.
 
-Place in the pipeline: layer 4, the glue of every recipe. A stage's fingerprint covers its own settings and those of the
-stages before it, so a finished folder can be trusted without opening it.
+A stage's fingerprint covers its own settings and those of the stages before it, so a finished folder can be trusted
+without opening it.
 Trap: a folder made with other settings is never overwritten: that is an error which says what to do.
 """
 
@@ -21,7 +21,7 @@ SETTINGS = "settings.json"  # of a command, for --config
 
 @dataclass
 class Story:
-    """The stages of one run folder, in order. `fingerprint` chains through the stages as they are added."""
+    """The stages of one run folder, in order. `fingerprint` covers all stages so far."""
 
     run_dir: Path
     fingerprint: str = ""
@@ -74,7 +74,7 @@ def required(key: str, value: str) -> Path:
 
 
 def report(found: dict[str, Any], folder: Path, following: str) -> None:
-    """The clear end of a command: what was found, what was made, what to run next."""
+    """The last lines of a command: what was found, what was made, what to run next."""
     print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
     print(f"\nmade     {folder}\nnext     {following}")
 

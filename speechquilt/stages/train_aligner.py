@@ -1,9 +1,9 @@
 """Train the aligner's own encoder on transcribed speech, measure its word times, and align recordings that have none.
 
-Place in the pipeline: layer 4, beside the tokenizer's stage; `load_aligner` is the way in for everybody who has a folder.
-Cost of `micro_world_aligner`: about a minute and a half on one core. Expected result: docs/decisions/0013-alignment.md.
-Trap: CTC training needs no word times, but the shift that puts its spikes back onto word boundaries is measured on recordings
-that have them. Without any, the shift is 0 and starts are about two frames late.
+`load_aligner` opens any folder that can align. Cost of `micro_world_aligner`: about a minute and a half on one core.
+Expected result: docs/decisions/0013-alignment.md.
+Trap: CTC training needs no word times, but the shift that puts its spikes back onto word boundaries is measured on
+recordings that have them. Without any, the shift is 0 and starts are about two frames late.
 """
 
 import json
@@ -36,18 +36,15 @@ CALIBRATED = 200  # training recordings with known word times that the shift is 
 GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most about 1 %
 SHIFT_FILE, RESULTS_FILE = "shift.json", "results.json"
 FRAME_S = FRAME_SAMPLES / audio.SAMPLE_RATE
-FITTING, LONGEST_S = 0.9, 30.0  # of one's own recordings, for the window
+FITTING, LONGEST_S = 0.9, 30.0  # share of one's own recordings that the window holds, and its longest in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignerRecipe:
-    """`model.alphabet` is filled in from the training texts. Recordings longer than the model's window are left out.
-
-    `fit_window`: the recordings decide `model.max_frames`, so that `FITTING` of them are heard whole. A window much longer
-    than what it was trained on would be deaf to places that it has never seen.
-    """
+    """How an aligner is trained. Recordings longer than the model's window are left out."""
 
     model: CharacterCTCConfig = CharacterCTCConfig(alphabet="")
+    """Sizes of the network; its alphabet is filled in from the training texts."""
     train: TrainConfig = TrainConfig(
         steps=400,
         lr=2e-3,
@@ -59,10 +56,17 @@ class AlignerRecipe:
         checkpoint_every=200,
         num_threads=1,
     )
+    """The run: its steps, learning rate and checkpoints."""
     batch_seconds: float = 16.0
+    """Most seconds of audio in a batch, padding included; never less than the model's window."""
     gain_db: float = 3.0
+    """Each recording is made louder or softer by up to this many decibels, at random; 0 leaves it as it is."""
     sorted_epochs: int = 1
+    """The first so many epochs go from short to long recordings, on which alignments are found sooner."""
     fit_window: bool = False
+    """Let the recordings decide model.max_frames, so that nine in ten are heard whole, up to 30 s. A window much
+    longer than what it was trained on would be deaf to places that it has never seen.
+    """
 
 
 OWN = AlignerRecipe(fit_window=True)
@@ -71,18 +75,24 @@ OWN = AlignerRecipe(fit_window=True)
 
 @dataclass(frozen=True, kw_only=True)
 class MicroWorldAlignerConfig:
-    """An aligner for the embedded default: sentences of the micro-world, 1 to `max_joined` at a time, by espeak-ng.
-
-    Held-out ones are joined too: in a recording of a single short sentence, words spread evenly are not far off.
-    """
+    """An aligner for the micro-world, trained on its sentences as espeak-ng speaks them."""
 
     run_dir: str = "runs/aligner"
+    """Folder that holds the run."""
     world: MicroWorldConfig = MicroWorldConfig()
+    """Which micro-world."""
     voices: EspeakTTSConfig = EspeakTTSConfig()
+    """Who speaks, and how."""
     sentences: int = 2000
+    """Sentences to train on."""
     max_joined: int = 5
+    """Most sentences in one recording, held-out ones included: in a single short sentence, words spread evenly are
+    not far off.
+    """
     held_out: int = 200
+    """Sentences to measure on."""
     recipe: AlignerRecipe = field(default_factory=AlignerRecipe)
+    """How the aligner is trained."""
 
 
 def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfig()) -> dict[str, Any]:
@@ -215,7 +225,7 @@ def boundary_errors(aligner: Aligner, utterances: Sequence[Utterance]) -> np.nda
 
 
 def measure_shift(aligner: CTCAligner, timed: Sequence[Utterance]) -> BoundaryShift:
-    """What the median start and end lack; no shift when there is nothing to measure on."""
+    """The shift that brings the median start and end onto the known ones; none when no recording has word times."""
     errors_N2 = boundary_errors(CTCAligner(aligner.emitter), timed)
     if not len(errors_N2):
         return BoundaryShift()

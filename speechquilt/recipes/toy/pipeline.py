@@ -1,6 +1,5 @@
 """`speechquilt story toy`: the whole pipeline on the micro-world, from nothing to a report.
 
-Place in the pipeline: layer 4, all seven stages in order; read `story` first.
 Cost of the default (`scale=1`): about 20 minutes on two CPU cores. Expected result: docs/results.md.
 `scale=N` makes the same story larger: N times the world and its corpus, and N times the training steps of every model,
 so about N times the time; scale=4 is an evening on two cores.
@@ -63,26 +62,40 @@ STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any languag
 class RunConfig:
     """One language model of the comparison. Everything else is the same for all of them."""
 
-    kind: str  # "plain" or "latent"
+    kind: str
+    """"plain" steps over every token, "latent" over patches."""
     patcher: PatcherConfig
+    """How speech tokens are grouped into patches; of kind none for a plain model."""
     interleaved: bool = True
+    """Whether it reads interleaved documents; without them the other sources fill up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """Every number of the story. `scale` multiplies what the module's docstring says; the rest is `scale=1`."""
+    """Every number of the toy story."""
 
     run_dir: str = "runs/toy"
+    """Folder that holds the story; started again in it, the story goes on where it stopped."""
     scale: int = 1
+    """Times as large a world and corpus, and times as many training steps, as the other settings say; at least 1."""
     world: MicroWorldConfig = MicroWorldConfig()
+    """Which micro-world."""
     voices: EspeakTTSConfig = EspeakTTSConfig()
+    """Who speaks, and how."""
     corpus: MicroCorpusConfig = MicroCorpusConfig()
+    """How much of the world is written and spoken."""
     tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    """How the speech tokenizer is trained."""
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    """How the text-to-token model is trained."""
     interleave: InterleaveConfig = InterleaveConfig()
+    """Which words of the texts become speech."""
     interleave_passes: int = 4
+    """How often each text is interleaved, with other words spoken each time."""
     lm: LMRecipe = defaults.LM
+    """How every language model is trained; model is that of the latent ones, and each of runs sets its own patcher."""
     plain: PlainLMConfig = defaults.PLAIN
+    """Sizes of the plain language models."""
     runs: dict[str, RunConfig] = field(
         default_factory=lambda: {
             "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
@@ -97,7 +110,9 @@ class ToyConfig:
             ),
         }
     )
+    """The language models to compare, by name."""
     num_stories: int = 100
+    """Test stories of each of the two kinds (topic, hard) that the models choose endings for."""
 
     def run(self) -> None:
         story(self)
@@ -127,12 +142,16 @@ def scaled(config: ToyConfig) -> ToyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What language models are trained on: finished folders, and the fingerprint of all stages that made them."""
+    """What language models are trained on: finished folders."""
 
     fingerprint: str
+    """Of all stages that made them."""
     tokenizer_dir: Path
+    """The speech tokenizer."""
     text_to_token_dir: Path
+    """The text-to-token model."""
     shards: dict[str, Path]
+    """The folder of each source, by name."""
 
 
 def story(config: ToyConfig) -> Path:
