@@ -11,10 +11,13 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from unittest import mock
 
+import docstring_parser
 import tyro
 from tyro.conf import Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -35,7 +38,7 @@ def parse(cls: type[C], words: Sequence[str], *, prog: str = "speechquilt") -> C
     """The settings that `words` ask for. Raises SystemExit after printing help (0) or what is wrong (2)."""
     words, default = _start(cls, list(words))
     about = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{CONFIG_NOTE}"
-    with _REGISTRY:
+    with _REGISTRY, _flowing_text():
         return tyro.cli(  # type: ignore[return-value]
             cls,
             args=words,
@@ -44,6 +47,21 @@ def parse(cls: type[C], words: Sequence[str], *, prog: str = "speechquilt") -> C
             default=default,
             config=(tyro.conf.AvoidSubcommands,),
         )
+
+
+@contextmanager
+def _flowing_text() -> Iterator[None]:
+    """Field docstrings of several lines as one paragraph each: tyro would keep their line breaks."""
+    parse_from_object = docstring_parser.parse_from_object
+
+    def joined(obj: Any) -> Any:
+        found = parse_from_object(obj)
+        for field in found.params:
+            field.description = field.description and " ".join(field.description.split())
+        return found
+
+    with mock.patch.object(docstring_parser, "parse_from_object", joined):
+        yield
 
 
 def _start(cls: type[C], words: list[str]) -> tuple[list[str], C | None]:

@@ -59,7 +59,7 @@ class MergeStep(PipelineStep):
         return data
 
 
-def run(
+def run_on_cluster(
     job: Job, executor: str, workers: int | None, settings: Mapping[str, str], max_reject_ratio: float
 ) -> dict[str, int] | None:
     """Run the job there and return its counts; None when it was handed to a queue that works on it later.
@@ -103,7 +103,7 @@ def _keywords(executor: str, settings: Mapping[str, str]) -> dict[str, Any]:
             )
     keywords = {key: _value(value) for key, value in settings.items()}
     if missing := [key for key in REQUIRED[executor] if key not in keywords]:
-        raise ValueError(f"the {executor} executor needs {missing[0]}; add it to --cluster, as {missing[0]}=...")
+        raise ValueError(f"the {executor} executor needs {missing[0]}; add --cluster {missing[0]}=...")
     return keywords
 
 

@@ -37,6 +37,6 @@ class Execution:
         if self.executor == "local":
             bulk.run_local(job, self.workers or default_workers)
             return bulk.merge(job, self.max_reject_ratio)
-        from speechquilt.jobs import cluster  # datatrove is an extra
+        from speechquilt.jobs.cluster import run_on_cluster  # datatrove is an extra
 
-        return cluster.run(job, self.executor, self.workers, self.cluster, self.max_reject_ratio)
+        return run_on_cluster(job, self.executor, self.workers, self.cluster, self.max_reject_ratio)

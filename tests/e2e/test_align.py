@@ -199,7 +199,7 @@ def test_two_processes_train_the_aligner_that_one_trains(speech: Path, tmp_path:
 
 
 STORY = [
-    *(f"aligner.{s.removeprefix('recipe.')}" for s in TINY),
+    *(f"--aligner.{s.removeprefix('--')}" for s in TINY),
     *(f"--tokenizer.{s}" for s in ("model.width=32", "model.ffn_width=64", "model.codebook_size=16",
       "model.vq_warmup_updates=2", "train.steps=4", "train.warmup_steps=1", "train.num_threads=1")),
     *(f"--text_to_token.{s}" for s in ("llama.width=32", "llama.num_layers=1", "llama.ffn_width=64", "data.rows=2",

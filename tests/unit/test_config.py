@@ -53,7 +53,7 @@ def test_flags_reach_nested_fields_and_keep_types():
         ("--steps many", "many"),
         ("--steps true", "true"),
         ("--steps 1.5", "1.5"),
-        ("--kind mixed", "'static', 'aligned'"),
+        ("--kind mixed", "mixed"),
         ("--inner.betas 1.0", "--inner.betas"),
         ("steps", "steps"),
         ("--weights text", "KEY=VALUE"),

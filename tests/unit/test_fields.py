@@ -7,13 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "speechquilt"
 SUFFIXES = ("Config", "Recipe", "Sizes", "Settings")
-PENDING = {  # modules whose fields are not documented yet; nothing is to stay here
-    "speechquilt.data",
-    "speechquilt.stages",
-    "speechquilt.recipes.toy",
-    "speechquilt.studies",
-    "speechquilt.text_to_token",
-}
 
 
 def frozen_dataclasses(source: str) -> list[ast.ClassDef]:
@@ -82,25 +75,13 @@ def _collect() -> list[tuple[str, ast.ClassDef]]:
     return [(module, cls) for module, classes in modules.items() for cls in classes if cls.name in wanted]
 
 
-def _pending(module: str) -> str | None:
-    """The entry of PENDING that a module falls under."""
-    return next((prefix for prefix in PENDING if module == prefix or module.startswith(prefix + ".")), None)
-
-
 CONFIGS = _collect()
 
 
 @pytest.mark.parametrize(("module", "cls"), CONFIGS, ids=[f"{module}.{cls.name}" for module, cls in CONFIGS])
 def test_every_field_of_a_config_has_a_docstring(module, cls):
-    if _pending(module):
-        pytest.skip(f"{module} is pending")
     missing = undocumented(cls)
     assert not missing, f"{module}.{cls.name}: write a docstring below {', '.join(missing)}"
-
-
-def test_what_is_done_is_no_longer_pending():
-    open_ones = {_pending(module) for module, cls in CONFIGS if undocumented(cls)}
-    assert open_ones >= PENDING, f"take out of PENDING: {', '.join(sorted(PENDING - open_ones))}"
 
 
 def test_the_configs_that_a_run_is_made_of_are_among_them():

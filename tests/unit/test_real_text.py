@@ -189,7 +189,7 @@ def _span(num_text: int, reject: str) -> SpokenSpan:
 def test_settings_survive_json_and_mistakes_are_named():
     assert configs.from_dict(RealTextConfig, configs.to_dict(RealTextConfig())) == RealTextConfig()
     for section, key, value, message in [
-        ("corpus", "sources", ["novels"], "'novels' must be one of 'licences'"),
+        ("corpus", "sources", ["novels"], "'novels' must be one of licences"),
         ("corpus", "held_out_every", 1, "held_out_every=1 must be at least 2"),
         ("corpus", "mib_per_source", 0, "mib_per_source=0"),
         ("sentences", "min_words", 30, "min_words=30 must be 1 to max_words=25"),
