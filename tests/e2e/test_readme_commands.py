@@ -120,6 +120,25 @@ def test_readme_commands_run(own_folder, monkeypatch, capsys):
     assert "accuracy" in json.loads(Path("runs/lm/items.json").read_text())
 
 
+def test_the_python_door_opens_what_the_commands_made(own_folder, monkeypatch):
+    """After the commands above: tokens of a file, a document of a text, and scores of endings in either modality."""
+    import speechquilt as sq
+
+    monkeypatch.chdir(own_folder)
+    tokenizer, speaker = sq.load_tokenizer("runs/tokenizer"), sq.load_text_to_token("runs/text_to_token")
+    ids_T = sq.tokenize(tokenizer, "my/speech/0.wav")
+    assert 0 < len(ids_T) < 100
+    document = sq.interleave(speaker, "the red fox sees a small house today and goes on. " * 4, seed=1)
+    assert {segment.modality for segment in document.segments} <= {"text", "speech"}
+    lm = sq.load_lm("runs/lm")
+    scores = sq.score(lm, "the red fox", ["sees", ids_T])
+    assert len(scores) == 2
+    assert all(value < 0 for value in scores)
+    assert sq.score(lm, ids_T, ["sees"]) != sq.score(lm, ids_T[:1], ["sees"])
+    with pytest.raises(AttributeError, match="no attribute 'tokenise'"):
+        sq.tokenise  # noqa: B018
+
+
 def test_a_second_run_skips_what_is_complete(own_folder, monkeypatch, capsys):
     monkeypatch.chdir(own_folder)
     command = next(c for c in readme_commands() if "story own" in c)
