@@ -30,7 +30,8 @@ def result_tables(
 ) -> list[Table]:
     """One table per family of measures (keys that differ in their last part only), where something was measured.
 
-    `titles`: family -> title; a family without one is called by its keys, one with "" is left out. `order`: of runs, sets and the like.
+    `titles`: family -> title, in the order of the tables; a family without one comes last and is called by its keys, one with
+    "" is left out. `order`: of runs, sets and the like.
     """
     flat = _ordered(schema, flat, order)
     families: dict[str, list[Measure]] = {}
@@ -38,7 +39,7 @@ def result_tables(
         families.setdefault(measure.key.rpartition(".")[0], []).append(measure)
     tables = [
         _family(family, titles.get(family, family), measures, flat)
-        for family, measures in families.items()
+        for family, measures in ({name: families[name] for name in titles if name in families} | families).items()
         if titles.get(family, family)
     ]
     return [table for table in tables if table.rows]

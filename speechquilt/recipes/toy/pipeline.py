@@ -28,6 +28,7 @@ from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes.toy.questions import Voicer, fact_tasks, question_tasks, story_tasks
+from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
@@ -167,6 +168,7 @@ class Prepared:
 
 def story(config: ToyConfig) -> Path:
     """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues."""
+    charts.require()  # the report's, before the work and not after it
     full = scaled(config)
     stages = Story(Path(full.run_dir))
     made = prepare(full, stages)

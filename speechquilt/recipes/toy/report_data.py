@@ -50,15 +50,15 @@ ORDER = (*COMPARED, WITHOUT, *OPTIONS, *WRITTEN_ONLY, "speech", "both", *PAIRS) 
 TITLES = {  # of the tables, by family of measures; "" is shown elsewhere on the page
     "run": "",
     "stage.<stage>": "",
-    "tokenizer": "Speech tokenizer",
-    "text_to_token": "Text-to-token model",
-    "shards.<source>": "Training documents, by source",
     "lm.<run>": "Language models at equal global units",
+    "facts.transfer_qa.<group>.<pair>": f"Fact transfer, answered freely: {WITH} minus {WITHOUT}",
+    "facts.transfer.<group>.<pair>": f"Fact transfer, choice of four: {WITH} minus {WITHOUT}",
     "lm.<run>.story.<set>.<pair>": "Story endings",
     "lm.<run>.fact.<group>.<pair>": "Facts, choice of four",
     "lm.<run>.qa.<group>.<pair>": "Facts, free answers",
-    "facts.transfer_qa.<group>.<pair>": f"Fact transfer, answered freely: {WITH} minus {WITHOUT}",
-    "facts.transfer.<group>.<pair>": f"Fact transfer, choice of four: {WITH} minus {WITHOUT}",
+    "tokenizer": "Speech tokenizer",
+    "text_to_token": "Text-to-token model",
+    "shards.<source>": "Training documents, by source",
 }
 
 
@@ -133,7 +133,9 @@ def write(
         curves=[_curve(story.run_dir / "lm" / run, run.replace("_", " ")) for run in (*COMPARED, WITHOUT)],
         curves_note="Training loss per token. Static and curriculum read more tokens than the baseline per global unit.",
         scores=score_charts(SCHEMA, flat, ORDER),
-        scores_note="S→T: asked in speech, answered in text; the others alike. Items about one fact or story count once.",
+        scores_note="S→T: asked in speech, answered in text; the others alike. Stories: the words alone tell the right ending in the "
+        "set topic, and do not in hard. Facts: the group text is only ever written, interleaved is written and its text "
+        "interleaved, speech is only spoken, both is both. Items about one fact or story count once.",
         table_sections=[("Tables", tables)],
         stages=_stages(story, flat),
         facts=_facts(settings, flat),
