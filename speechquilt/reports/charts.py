@@ -101,6 +101,9 @@ def colour(name: str) -> str:
     return f"#0a0b{COLOURS.index(name):02x}"
 
 
+_STAND_INS = {colour(name): name for name in COLOURS}
+
+
 @contextmanager
 def drawing(width: float, height: float) -> "Iterator[Figure]":
     """A figure of so many pixels in the style of all charts; what is drawn on it must be made into SVG inside."""
@@ -141,10 +144,7 @@ def svg(figure: "Figure", label: str, *, shrink: float = 0.0, standalone: bool =
     drawn = out.getvalue()
     body = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", body)
-    body = re.sub(r'<g id="[^"]*">', "<g>", re.sub(r'<g id="[^"]*"/>', "", body)).replace("xlink:href", "href")
-    body = re.sub(r"#0a0b([0-9a-f]{2})", lambda m: f"var(--{COLOURS[int(m[1], 16)]})", body)
-    body = re.sub(r"font-family: [^;\"]*(; )?", "", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", body))
+    body = re.sub(r"<[^>]*>", _restyled, body).replace("<g/>", "")
     body = re.sub(r"\s*\n\s*", "\n", body)
     width, height = (f"{72 * side:.4g}" for side in figure.get_size_inches())
     box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{Markup.escape(label)}"'
@@ -156,6 +156,15 @@ def svg(figure: "Figure", label: str, *, shrink: float = 0.0, standalone: bool =
         f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif"><title>{Markup.escape(label)}</title>'
         f'<style>{style}</style><rect width="{width}" height="{height}" rx="8" style="fill: var(--panel)"/>{body}</svg>\n'
     )
+
+
+def _restyled(tag: re.Match[str]) -> str:
+    """One tag as a page wants it; texts are not touched, they may say anything."""
+    if tip := re.fullmatch(r'<g id="tip:([^"]*)">', tag[0]):
+        return f"<g><title>{tip[1]}</title>"
+    found = re.sub("|".join(_STAND_INS), lambda m: f"var(--{_STAND_INS[m[0]]})", tag[0])
+    found = re.sub(r'^<g id="[^"]*"', "<g", found).replace("xlink:href", "href")
+    return re.sub(r"font-family: [^;\"]*(; )?", "", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", found))
 
 
 def colours_css() -> str:

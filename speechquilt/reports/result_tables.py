@@ -71,18 +71,20 @@ def _matrix(title: str, wild: Sequence[str], measures: Sequence[Measure], flat: 
     return Table(title=title, columns=columns, rows=rows, legend=[(_name(m), m.meaning) for m in used])
 
 
-def _scores(title: str, measure: Measure, rows_of: Sequence[str], flat: Mapping[str, Any]) -> Table:
-    """A row per value of the wildcards but `pair`, whose values are the columns."""
-    found = _found(measure, flat)
-    rows = list(dict.fromkeys(tuple(values[w] for w in reversed(rows_of)) for values, _ in found))
-    keys = {(tuple(values[w] for w in reversed(rows_of)), values["pair"]): key for values, key in found}
-    pairs = [pair for pair in ARROWS if any(row_pair == pair for _, row_pair in keys)]
-    cells = [
-        [", ".join(row).replace("_", " "), *(_score(keys.get((row, pair)), flat) for pair in pairs)]
-        for row in sorted(rows, key=lambda row: [r[0] for r in rows].index(row[0]))
+def _scores(title: str, measure: Measure, wild: Sequence[str], flat: Mapping[str, Any]) -> Table:
+    """A row per value of the wildcards but `pair`, whose values are the columns. The last wildcard leads (set before run), so
+    that what is to be compared stands together."""
+    leading = wild[::-1]
+    keys = {(tuple(values[name] for name in leading), values["pair"]): key for values, key in _found(measure, flat)}
+    labels = list(dict.fromkeys(label for label, _ in keys))
+    first = list(dict.fromkeys(label[0] for label in labels))
+    pairs = [pair for pair in ARROWS if any(pair == own for _, own in keys)]
+    rows = [
+        [", ".join(label).replace("_", " "), *(_score(keys.get((label, pair)), flat) for pair in pairs)]
+        for label in sorted(labels, key=lambda label: first.index(label[0]))
     ]
-    columns = (", ".join(reversed(rows_of)), *(ARROWS[pair] for pair in pairs))
-    return Table(title=title, columns=columns, rows=cells, note=f"{measure.meaning[:1].upper()}{measure.meaning[1:]}.")
+    columns = (", ".join(leading), *(ARROWS[pair] for pair in pairs))
+    return Table(title=title, columns=columns, rows=rows, note=f"{measure.meaning[:1].upper()}{measure.meaning[1:]}.")
 
 
 def _with_intervals(

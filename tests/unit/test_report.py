@@ -5,6 +5,7 @@ import builtins
 import io
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import jinja2
@@ -232,6 +233,8 @@ def test_every_chart_takes_its_colours_from_the_page():
         checker.close()
         assert not checker.open
     assert "$a_1$" in interval_chart(points, "x")  # no TeX
+    odd = "font-family: #0a0b05 xlink:href > id="
+    assert f">{escape(odd)}<" in interval_chart([replace(points[0], row=odd), points[1]], "x")  # texts are left alone
     with pytest.raises(ValueError, match="unknown colour 'speach'; did you mean speech"):
         charts.colour("speach")
 
