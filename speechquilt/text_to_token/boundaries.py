@@ -9,7 +9,7 @@ neighbour.
 
 The structure is chosen by its probability together with that of the tokens: a WORD_END that comes too early makes the
 tokens after it unlikely under the next cue. One greedy pass cannot take it back; so the best `beam` answers are kept,
-one for each place in the text (docs/decisions/0018-text-to-token.md).
+one for each place in the text (docs/decisions/0016-text-to-token.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from speechquilt.text_to_token.examples import prompt_ids
 from speechquilt.text_to_token.network import TextToTokenLM
 
 ITEMS = 32  # texts that are placed together
-BEAM = 2  # answers kept per text; more find the same ends (decision 18)
+BEAM = 2  # answers kept per text; more find the same ends (decision 16)
 
 
 @dataclass(frozen=True, kw_only=True)

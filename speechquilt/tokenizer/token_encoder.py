@@ -44,7 +44,7 @@ class TokenEncoderConfig(EncoderSizes):
     GLM-4-Voice tokenizer."""
     context_frames: int = 0
     """Frames of 20 ms of its past that every window but a clip's first hears again, in whole blocks of `block_frames`
-    (docs/decisions/0020-long-audio.md). More: fewer errors where windows meet, more compute on long audio. 0: windows
+    (docs/decisions/0018-long-audio.md). More: fewer errors where windows meet, more compute on long audio. 0: windows
     know nothing of each other."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from speechquilt.config import nearest
 from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 
 WINDOW_FRAMES = 1500  # 30 s
-# Carried into the next window: 4 s, for 15 % more work on long audio (docs/decisions/0020-long-audio.md).
+# Carried into the next window: 4 s, for 15 % more work on long audio (docs/decisions/0018-long-audio.md).
 CONTEXT_BLOCKS = 2
 WARMUP_UPDATES = 100  # at the least; the codebook is not made before there are four vectors per code
 
