@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CLIPS := .cache/clips
 INSTALLED := .cache/installed
 
-.PHONY: setup demo test test-slow test-install lint clips clean help
+.PHONY: setup demo test test-slow test-install lint docs clips clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -38,6 +38,10 @@ test-install:    ## install the package alone in an empty environment, then ever
 	$(INSTALLED)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
 	cd $(INSTALLED) && bin/python -P $(CURDIR)/tests/installed.py
 
+docs: setup      ## build the site into docs/_build; a dead link or a missing reference is an error
+	$(BIN)/sphinx-build --quiet --builder html --nitpicky --fail-on-warning --keep-going --fresh-env docs docs/_build
+	@echo "made     docs/_build/index.html"
+
 clips: $(CLIPS)/transcription ## fetch five LibriVox recordings (Debian's pocketsphinx-testdata) for the tests on human speech
 
 $(CLIPS)/transcription:
@@ -49,4 +53,4 @@ $(CLIPS)/transcription:
 	rm -r $(CLIPS)/package
 
 clean:           ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis
