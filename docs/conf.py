@@ -69,7 +69,9 @@ def write_api_pages(folder: Path) -> None:
             sections.append(f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n")
         (folder / f"{page}.md").write_text("\n".join(sections))
     listed = "\n".join(page for page, _, _ in API)
-    (folder / "index.md").write_text(f"# API\n\nFrom the docstrings.\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
+    (folder / "index.md").write_text(
+        f"# API\n\nFrom the docstrings.\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    )
 
 
 def plain_prose(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -82,6 +84,6 @@ def plain_prose(app: object, what: str, name: str, obj: object, options: object,
     lines[:] = "".join(pieces).split("\n")
 
 
-def setup(app) -> None:  # noqa: ANN001
+def setup(app) -> None:
     write_api_pages(Path(app.srcdir) / "api")
     app.connect("autodoc-process-docstring", plain_prose)
