@@ -7,11 +7,15 @@ import ast
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from speechquilt import cli
+from speechquilt.commands import grammar
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -159,3 +163,30 @@ def test_charts_are_drawn_from_the_numbers_and_all_are_shown(tmp_path):
 def words_of(svg: str) -> list[str]:
     """What a chart says in words, which does not hang on a version of matplotlib."""
     return re.findall(r"<text[^>]*>([^<]*)<", svg)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words behind `speechquilt` of every command in a fenced block or a file of results, under torchrun or not."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.M | re.S)
+    blocks += re.findall(r'^ "command": "(.*)",$', text, flags=re.M)  # docs/results/*.json
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.match(r"(?:torchrun .*-m speechquilt\.cli|speechquilt) (.*)", line) for line in lines)
+    return [shlex.split(command[1], comments=True) for command in found if command]
+
+
+def parse(words: list[str]) -> None:
+    found, rest = cli.COMMANDS[words[0]], words[1:]
+    if isinstance(found, dict):
+        found, rest = found[words[1]], words[2:]
+    module, _, attribute = found.target.partition(":")
+    grammar.parse(getattr(importlib.import_module(module), attribute), [*found.words, *rest])
+
+
+@pytest.mark.parametrize("page", [p for p in [*PAGES, *RESULTS] if commands_of(p.read_text())], ids=name_of)
+def test_commands_of_the_pages_are_spelled_right(page, capsys):
+    """Nothing is run; tests/e2e/test_readme_commands.py runs what can run anywhere."""
+    for words in commands_of(page.read_text()):
+        try:
+            parse(words)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr()}")

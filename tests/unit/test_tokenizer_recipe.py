@@ -189,7 +189,7 @@ def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 def how_to_commands() -> list[list[str]]:
     """The arguments of every `train tokenizer` in the how-to, under torchrun or not."""
     text = (Path(__file__).parents[2] / "docs/how-to/train-a-tokenizer.md").read_text()
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line) for line in lines if "train tokenizer" in line]
     return [line[line.index("tokenizer") + 1 :] for line in words]
