@@ -1,10 +1,9 @@
-"""Every command of README.md runs as it is written, on a small folder of one's own, sizes made tiny.
+"""Every command of README.md and of the how-to pages runs as it is written, on a small folder of one's own, sizes made tiny.
 
 The folder holds what folders hold: broken audio, a missing transcript, stereo at 8 kHz, an empty text.
 """
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import pytest
 from speechquilt import audio, cli
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.tts import EspeakTTSConfig
+from tests.pages import ROOT, commands, how_to_pages
 
-README = Path(__file__).parents[2] / "README.md"
 TINY_TOKENIZER = [
     "model.width=32",
     "model.ffn-width=64",
@@ -32,6 +31,7 @@ TINY_LLAMA = [
     "train.steps=3",
     "train.warmup-steps=1",
 ]
+TINY_ALIGNER = ["model.width=32", "model.num-layers=2", "train.steps=3", "train.warmup-steps=1"]
 TINY_LM = ["pack.rows=2", "train.steps=2", "train.warmup-steps=1"]
 
 
@@ -41,10 +41,11 @@ def flags(settings: list[str], prefix: str = "") -> list[str]:
 
 SETTINGS = {
     "train tokenizer": flags(TINY_TOKENIZER),
-    "train aligner": flags(["model.width=32", "model.num-layers=2", "train.steps=3", "train.warmup-steps=1"]),
+    "train aligner": flags(TINY_ALIGNER),
     "train text_to_token": flags(TINY_LLAMA),
     "train lm": flags(TINY_LM),
     "story own": [
+        *flags(TINY_ALIGNER, "aligner."),
         *flags(TINY_TOKENIZER, "tokenizer."),
         *flags(TINY_LLAMA, "text-to-token."),
         *flags(TINY_LM, "lm."),
@@ -52,9 +53,9 @@ SETTINGS = {
 }
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", README.read_text(), flags=re.M | re.S)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("speechquilt ")]
+def page_commands() -> list[list[str]]:
+    """README's, then those of the how-to pages in the order of the pipeline."""
+    return [words for page in (ROOT / "README.md", *how_to_pages()) for words in commands(page.read_text())]
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +101,14 @@ def test_no_words_say_what_to_do_first(capsys):
     assert "speechquilt story toy" in capsys.readouterr().out
 
 
-def test_readme_commands_run(own_folder, monkeypatch, capsys):
+def test_commands_of_the_pages_run(own_folder, monkeypatch, capsys):
     monkeypatch.chdir(own_folder)
-    for command in readme_commands():
-        arguments = shlex.split(command)[1:]
+    for command in page_commands():
+        arguments = list(command)
         if arguments[:2] == ["story", "toy"]:  # .ci/run runs it whole
             continue
         arguments += SETTINGS.get(" ".join(arguments[:2]), [])
-        assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
+        assert cli.main(arguments) == 0, f"{shlex.join(command)}\n{capsys.readouterr().err}"
     speech = ShardFolder(Path("shards/speech"))
     assert len(speech) == 13  # broken.wav was counted, not lost
     assert sum(speech.manifest["rejects"].values()) == 1
@@ -141,8 +142,8 @@ def test_the_python_door_opens_what_the_commands_made(own_folder, monkeypatch):
 
 def test_a_second_run_skips_what_is_complete(own_folder, monkeypatch, capsys):
     monkeypatch.chdir(own_folder)
-    command = next(c for c in readme_commands() if "story own" in c)
-    arguments = shlex.split(command)[1:] + SETTINGS["story own"]
+    command = next(c for c in page_commands() if c[:2] == ["story", "own"])
+    arguments = command + SETTINGS["story own"]
     assert cli.main(arguments) == 0
     capsys.readouterr()
     assert cli.main(arguments) == 0

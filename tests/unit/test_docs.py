@@ -16,9 +16,8 @@ import pytest
 
 from speechquilt import cli
 from speechquilt.commands import grammar
+from tests.pages import ANYWHERE, DOCS, ROOT, blocks, commands, how_to_pages
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 NOT_OURS = {"_build", "api"}  # what `make docs` writes
 PAGES = [
     ROOT / "README.md",
@@ -62,7 +61,7 @@ def missing_paths(text: str) -> list[str]:
 def missing_names(text: str) -> list[str]:
     """What the Python blocks of a page import from us in vain."""
     missing = []
-    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
+    for block in blocks(text, ["python"]):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("speechquilt"):
                 missing += [f"{node.module}.{a.name}" for a in node.names if not importable(node.module or "", a.name)]
@@ -165,13 +164,12 @@ def words_of(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)<", svg)
 
 
-def commands_of(text: str) -> list[list[str]]:
-    """The words behind `speechquilt` of every command in a fenced block or a file of results, under torchrun or not."""
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.M | re.S)
-    blocks += re.findall(r'^ "command": "(.*)",$', text, flags=re.M)  # docs/results/*.json
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = (re.match(r"(?:torchrun .*-m speechquilt\.cli|speechquilt) (.*)", line) for line in lines)
-    return [shlex.split(command[1], comments=True) for command in found if command]
+def commands_of(page: Path) -> list[list[str]]:
+    """Those of a page in all blocks, or the one of a file of results."""
+    text = page.read_text()
+    if page.suffix == ".json":
+        text = f"```\n{json.loads(text).get('command', '')}\n```"
+    return commands(text, [ANYWHERE, "sh"])
 
 
 def parse(words: list[str]) -> None:
@@ -182,11 +180,22 @@ def parse(words: list[str]) -> None:
     grammar.parse(getattr(importlib.import_module(module), attribute), [*found.words, *rest])
 
 
-@pytest.mark.parametrize("page", [p for p in [*PAGES, *RESULTS] if commands_of(p.read_text())], ids=name_of)
+@pytest.mark.parametrize("page", [p for p in [*PAGES, *RESULTS] if commands_of(p)], ids=name_of)
 def test_commands_of_the_pages_are_spelled_right(page, capsys):
     """Nothing is run; tests/e2e/test_readme_commands.py runs what can run anywhere."""
-    for words in commands_of(page.read_text()):
+    for words in commands_of(page):
         try:
             parse(words)
         except SystemExit:
             pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr()}")
+
+
+def test_every_how_to_page_is_listed():
+    assert sorted(how_to_pages()) == sorted(p for p in (DOCS / "how-to").glob("*.md") if p.name != "index.md")
+
+
+def test_the_end_of_a_block_is_not_the_beginning_of_another():
+    text = "```sh\nspeechquilt a \\\n  --b 1 # why\n```\nspeechquilt no\n```\nspeechquilt c 'd e'\n```\n```text\nspeechquilt f\n```\n"
+    assert commands(text) == [["c", "d e"]]
+    assert commands(text, ["sh"]) == [["a", "--b", "1"]]
+    assert commands("```sh\ntorchrun --n 2 -m speechquilt.cli train lm\n```", ["sh"]) == [["train", "lm"]]

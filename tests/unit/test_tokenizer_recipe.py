@@ -1,8 +1,6 @@
 """The tokenizer's recipes: measuring on the way changes nothing, real corpora train end to end, costs are counted right."""
 
 import json
-import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.types import AudioBatch, Utterance
+from tests.pages import ANYWHERE, DOCS, commands
 from tests.parity.tiny_tokenizers import whisper
 from tests.unit.test_asr_objective import CONFIG, tones
 from tests.unit.test_speech_corpora import TEXT, TEXTS, CountingCorpus, noise, write_dataset, write_folder
@@ -188,11 +187,8 @@ def test_ranks_get_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 def how_to_commands() -> list[list[str]]:
     """The arguments of every `train tokenizer` in the how-to, under torchrun or not."""
-    text = (Path(__file__).parents[2] / "docs/how-to/train-a-tokenizer.md").read_text()
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.M | re.S)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line) for line in lines if "train tokenizer" in line]
-    return [line[line.index("tokenizer") + 1 :] for line in words]
+    found = commands((DOCS / "how-to" / "train-a-tokenizer.md").read_text(), [ANYWHERE, "sh"])
+    return [words[2:] for words in found if words[:2] == ["train", "tokenizer"]]
 
 
 def test_the_commands_of_the_how_to_are_settings_that_exist() -> None:
