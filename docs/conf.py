@@ -33,7 +33,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures have shapes in their names, and the types of torch would fill the line
 
 API = [
-    ("speechquilt", "The Python door", ["__init__"]),
+    ("speechquilt", "The Python door", ["python_api"]),
     ("base", "Nouns, verbs, ids, settings, files", ["types", "protocols", "vocab", "config", "files", "audio", "text"]),
     ("nn", "Layers", ["nn"]),
     ("tokenizer", "Speech tokenizers", ["tokenizer"]),

@@ -13,7 +13,7 @@ import pytest
 from speechquilt import audio, cli
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.tts import EspeakTTSConfig
-from tests.pages import ROOT, commands, how_to_pages
+from tests.pages import ROOT, blocks, commands, how_to_pages
 
 TINY_TOKENIZER = [
     "model.width=32",
@@ -119,6 +119,12 @@ def test_commands_of_the_pages_run(own_folder, monkeypatch, capsys):
     found = json.loads(Path("runs/own/results.json").read_text())
     assert found["lm.lm.speech_loss"] > 0
     assert "accuracy" in json.loads(Path("runs/lm/items.json").read_text())
+    (python,) = blocks((ROOT / "README.md").read_text(), ["python"])
+    names: dict = {}
+    exec(python, names)
+    assert len(names["ids"]) > 0
+    assert {s.modality for s in names["document"].segments} <= {"text", "speech"}
+    assert all(score < 0 for score in names["scores"])
 
 
 def test_the_python_door_opens_what_the_commands_made(own_folder, monkeypatch):
