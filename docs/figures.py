@@ -1,7 +1,8 @@
 """Draw docs/figures/*.svg from docs/results/*.json: `python docs/figures.py [FOLDER]`.
 
-Grey text on no background and middle tones read on white and on black. Every chart is a pure function of its JSON; a claim on a
-page stands beside the chart of the same name.
+Grey text on no background and middle tones read on white and on black. The colours of `reports/charts.py` follow the reader's
+system, which need not be the theme that the site, or the page that shows README, was switched to. Every chart is a pure
+function of its JSON; a claim on a page stands beside the chart of the same name.
 """
 
 import json
