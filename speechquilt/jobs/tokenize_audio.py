@@ -31,10 +31,9 @@ from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import with_words
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.tokenizer import loading
 from speechquilt.tokenizer.token_encoder import TokenEncoder
-from speechquilt.types import Document, Row, Segment, Utterance, Waveform
+from speechquilt.types import AlignedTokens, Document, Row, Segment, Utterance, Waveform
 
 CPU_BATCH_SECONDS = 24.0  # more leaves the caches of a core (benchmarks/bulk_tokenize.py --batch-seconds)
 CUDA_BATCH_SECONDS = 1920.0  # 64 windows of 30 s
@@ -119,20 +118,20 @@ class TokenizeTask:
         except BrokenAudio as error:
             out.reject(item["id"], str(error))
         else:
-            self._write_documents(item["id"], tokens, out)
+            self._write_documents(tokens, out)
 
-    def _write_documents(self, id: str, tokens: AlignedTokens, out: TaskWriter) -> None:
+    def _write_documents(self, tokens: AlignedTokens, out: TaskWriter) -> None:
         if not tokens.text:
             segment = Segment(modality="speech", ids_T=tokens.ids_T)  # where its units end is unknown
-            out.write("speech", Document(id=id, source="speech", segments=(segment,)))
+            out.write("speech", Document(id=tokens.id, source="speech", segments=(segment,)))
             return
-        for document, text in speech_documents([id], [tokens]):
+        for document, text in speech_documents([tokens]):
             out.write("speech", document, text)
         if self.text_tokenizer is not None:
             for task in ("asr", "tts"):
-                for document, text in pair_documents(task, [id], [tokens], self.text_tokenizer):
+                for document, text in pair_documents(task, [tokens], self.text_tokenizer):
                     out.write(task, document, text)
-        for spoken, text in spoken_texts([id], [tokens]):
+        for spoken, text in spoken_texts([tokens]):
             out.write("parallel", spoken, text)
 
 

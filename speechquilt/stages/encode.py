@@ -14,9 +14,8 @@ from speechquilt import audio
 from speechquilt.data.interleaving.parallel import tokens_of_words
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.types import Utterance, Waveform
+from speechquilt.types import AlignedTokens, Utterance, Waveform
 
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
 PROGRESS_FROM_S = 600  # audio that takes long enough to be worth a progress bar
@@ -56,24 +55,13 @@ def encode_utterances(tokenizer: SpeechTokenizer, utterances: Sequence[Utterance
 
 
 def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
-    """Give each token its word (-1 in silence) by the utterance's word times."""
-    if not utterance.alignment:
-        ends_T = (np.arange(len(ids_T)) == len(ids_T) - 1).astype(np.uint8)
-        return AlignedTokens(
-            text=utterance.text,
-            words=(utterance.text,),
-            ids_T=ids_T,
-            word_of_token_T=np.zeros(len(ids_T), dtype=np.int64),
-            unit_end_T=ends_T,
-        )
-    places = tokens_of_words(utterance.alignment, len(ids_T), frame_rate)
-    return AlignedTokens(
-        text=utterance.text,
-        words=tuple(w.text for w in utterance.alignment),
-        ids_T=ids_T,
-        word_of_token_T=places.word_T,
-        unit_end_T=places.unit_end_T,
-    )
+    """Give each token its word (SILENCE for none) by the utterance's word times."""
+    words: tuple[str, ...] = (utterance.text,)
+    word_T = np.zeros(len(ids_T), dtype=np.int64)
+    if utterance.alignment:
+        words = tuple(w.text for w in utterance.alignment)
+        word_T = tokens_of_words(utterance.alignment, len(ids_T), frame_rate)
+    return AlignedTokens(id=utterance.id, text=utterance.text, words=words, ids_T=ids_T, word_T=word_T)
 
 
 def text_tokenizer_of(tokenizer: SupervisedTokenizer) -> TextTokenizer:

@@ -20,7 +20,7 @@ from speechquilt.stages import workers
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.stages.train_lm import LMRecipe, load_scorer
-from speechquilt.stages.training_documents import speech_segment, text_segment
+from speechquilt.stages.training_documents import text_segment
 from speechquilt.studies import seeds
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 
@@ -132,7 +132,7 @@ def ask(config: PatchingConfig, lm_dir: Path, tokenizer: SupervisedTokenizer, fo
     stories = [s.text for s in world.stories(2 * config.num_stories, "test")]
     spoken = encode_utterances(tokenizer, [speaker.speak(text, speaker.voices[0]) for text in stories])
     losses = {
-        "speech_loss": [speech_segment(t) for t in spoken],
+        "speech_loss": [t.segment() for t in spoken],
         "text_loss": [text_segment(text_tokenizer, text) for text in stories],
     }
     return seeds.score(scorer, {key: tasks[task] for key, task in TASKS.items()}, losses, folder, run)

@@ -116,7 +116,7 @@ FRAME_RATE = 12.5
 
 def recording(words: tuple[str, ...], late_s: float) -> Utterance:
     """An utterance of the language of `spoken` whose word times are its tokens' own, plus `late_s`."""
-    word_T = spoken(words).word_of_token_T
+    word_T = spoken(words).word_T
     places = [np.flatnonzero(word_T == w) for w in range(len(words))]
     alignment = tuple(
         AlignedWord(text=word.upper() + ",", start_s=at[0] / FRAME_RATE, end_s=(at[-1] + 1) / FRAME_RATE + late_s)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.cli import main
-from speechquilt.data.interleaving.parallel import SpokenText
 from speechquilt.data.shards.documents import ShardFolder, ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
@@ -20,7 +19,7 @@ from speechquilt.jobs import inspect
 from speechquilt.jobs.inspect import Lengths, span_texts, units_of
 from speechquilt.reports.shard_page import BARS, histogram_svg
 from speechquilt.stages.training_documents import text_fingerprint
-from speechquilt.types import Document, Segment, UnitEnd
+from speechquilt.types import AlignedTokens, Document, Segment, UnitEnd
 from tests.contracts.tiny_tokenizer import TEXT, build
 from tests.unit.test_report import EVIL, Checker
 
@@ -121,7 +120,7 @@ def test_what_the_stage_counted_is_shown(small, capsys):
 
 def test_spoken_texts_are_shown_whole(tmp_path, capsys):
     words = ("cat", "a", "sat")  # the second has no token
-    item = SpokenText(id="d", words=words, ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 2, 2]))
+    item = AlignedTokens(id="d", text="cat a sat", words=words, ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 2, 2]))
     with SpokenWriter(tmp_path / "s", INFO) as writer:
         writer.write(item, "cat a sat")
     main(["inspect", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")])

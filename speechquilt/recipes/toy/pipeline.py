@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from collections import ChainMap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from speechquilt.stages.training_documents import (
     pair_documents,
     shard_info,
     speech_documents,
-    speech_segment,
     spoken_texts,
     text_documents,
     text_segment,
@@ -281,15 +280,16 @@ def make_shards(
     text_tokenizer = text_tokenizer_of(tokenizer)
     loaded = network.load(speaker_dir)
     engine = config.text_to_token.engine.build(loaded.model, loaded.tokenizer)
-    sentences, spoken = encode_utterances(tokenizer, corpus.sentences), encode_utterances(tokenizer, corpus.spoken)
-    sentence_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.sentences)]
-    spoken_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.spoken)]
+    sentences, spoken = (
+        encode_utterances(tokenizer, [replace(u, id=f"{u.id}/{i}") for i, u in enumerate(utterances)])
+        for utterances in (corpus.sentences, corpus.spoken)
+    )
     stats = InterleaveStats()
     documents = {
         "text": text_documents(corpus.texts, text_tokenizer),
-        "speech": speech_documents(spoken_ids, spoken),
-        "asr": pair_documents("asr", sentence_ids, sentences, text_tokenizer),
-        "tts": pair_documents("tts", sentence_ids, sentences, text_tokenizer),
+        "speech": speech_documents(spoken),
+        "asr": pair_documents("asr", sentences, text_tokenizer),
+        "tts": pair_documents("tts", sentences, text_tokenizer),
         "interleaved": interleaved_documents(
             corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
         ),
@@ -299,7 +299,7 @@ def make_shards(
     for source in SOURCES:
         info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, recipe="toy", source=source)
         if source == "parallel":
-            recordings = spoken_texts(spoken_ids[: corpus.num_parallel], spoken)
+            recordings = spoken_texts(spoken[: corpus.num_parallel])
             counts = write_spoken(folder / source, info, recordings)
         else:
             counts = write_documents(folder / source, info, documents[source])
@@ -332,7 +332,7 @@ def evaluate(
     write_json(folder / "details.json", details)
     stories = [s.text for s in world.stories(2 * num_stories, "test")]
     spoken = encode_utterances(tokenizer, speak(speaker, stories, "speak test stories"))
-    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([speech_segment(t) for t in spoken])
+    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([t.segment() for t in spoken])
     flat[f"lm.{name}.text_loss"] = scorer.mean_loss(
         [text_segment(text_tokenizer_of(tokenizer), text) for text in stories]
     )
