@@ -13,13 +13,13 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from speechquilt.counts import Counts, add_counts
 from speechquilt.data.interleaving.synthetic import split_words
 from speechquilt.evals.intervals import Z95
 from speechquilt.evals.wer import word_errors
 
 Kind = Literal["prose", "numbers", "names", "markup", "code"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Counts = dict[str, dict[str, int]]  # kind -> what `NoiseMeter.counts` counts
 
 WAITING = 512  # spans held before they are read back
 _COUNTED = ("spans", "words", "errors", "words_squared", "words_errors", "errors_squared")
@@ -103,7 +103,7 @@ class NoiseMeter:
     def counts(self) -> Counts:
         """What was added so far: per kind that occurred the sums over spans of 1, words w, errors e, w^2, we and e^2."""
         self._read()
-        return add_counts(self._counts, {})
+        return in_order(self._counts)
 
     def _read(self) -> None:
         waiting = sorted(self._waiting, key=lambda span: len(span[2]))  # equal lengths together: little padding
@@ -116,12 +116,9 @@ class NoiseMeter:
             self._counts = add_counts(self._counts, {kind: dict(zip(_COUNTED, values))})
 
 
-def add_counts(a: Mapping[str, Mapping[str, int]], b: Mapping[str, Mapping[str, int]]) -> Counts:
-    """The counts of two disjoint sets of spans together, kinds in the order of `KINDS`."""
-    kinds = sorted({*a, *b}, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
-    return {
-        kind: {key: a.get(kind, {}).get(key, 0) + b.get(kind, {}).get(key, 0) for key in _COUNTED} for kind in kinds
-    }
+def in_order(counts: Counts) -> Counts:
+    """The same counts with the kinds in the order of `KINDS`."""
+    return dict(sorted(counts.items(), key=lambda item: KINDS.index(item[0])))
 
 
 def report(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:

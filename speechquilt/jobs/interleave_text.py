@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from speechquilt import config
+from speechquilt.counts import Counts
 from speechquilt.data.interleaving import synthetic
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleavePlan, InterleaveStats
 from speechquilt.data.shards.documents import ShardWriter
@@ -28,7 +29,7 @@ from speechquilt.data.sources.text_files import TextReader
 from speechquilt.evals import noise
 from speechquilt.evals.noise import NoiseMeter
 from speechquilt.jobs import bulk, execution
-from speechquilt.jobs.bulk import Counts, Output, TaskWriter
+from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Executor
 from speechquilt.jobs.tokenize_audio import DTYPES, DType, device_of, num_workers
 from speechquilt.stages.training_documents import shard_info, speak_spans
@@ -178,7 +179,7 @@ class NoiseSample:
                 push = heapq.heappush if len(self._spare) < NOISE_AT_LEAST else heapq.heappushpop
                 push(self._spare, (-draw, next(self._order), (written, spoken, span.ids_T)))
 
-    def counts(self) -> noise.Counts:
+    def counts(self) -> Counts:
         """To be called once, at the end of the task."""
         for _, _, span in sorted(self._spare, reverse=True)[: max(0, NOISE_AT_LEAST - self.num_taken)]:
             self._take(*span)

@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from speechquilt.data.shards.documents import ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
@@ -27,8 +26,9 @@ from speechquilt.data.sources.audio_files import BrokenAudio, End, Piece
 from speechquilt.jobs import bulk, execution
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Executor
+from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
-from speechquilt.stages.encode import with_words
+from speechquilt.stages.encode import encode_batch, with_words
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import loading
@@ -218,17 +218,10 @@ class _PoolEncoder:
     def _encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waves -> their ids, in the order given; longest first, so that rows of a batch are of one length."""
         result: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(waves)
-        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
-        first = 0
-        while first < len(order):
-            rows = order[first : first + max(1, self.batch_samples // len(waves[order[first]]))]
-            num_samples_B = torch.tensor([len(waves[i]) for i in rows])
-            wav_BS = pad_sequence([torch.from_numpy(waves[i]) for i in rows], batch_first=True)
-            with computing_in(self.dtype, self.device):
-                ids_BT, num_tokens_B = self.tokenizer.encode(wav_BS.to(self.device), num_samples_B.to(self.device))
-            for i, ids_T, num_tokens in zip(rows, ids_BT.cpu().numpy(), num_tokens_B.tolist()):
-                result[i] = ids_T[:num_tokens].astype(np.int32)
-            first += len(rows)
+        with computing_in(self.dtype, self.device):
+            for rows in longest_first([len(samples_S) for samples_S in waves], budget=self.batch_samples):
+                for i, ids_T in zip(rows, encode_batch(self.tokenizer, [waves[i] for i in rows], self.device)):
+                    result[i] = ids_T
         return result
 
     def _step(self, file: int, samples_S: np.ndarray, *, final: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechquilt.nn.attention import KVState
+from speechquilt.nn.batching import longest_first
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
@@ -65,10 +66,8 @@ def place_units(
             f'cue="{model.config.cue}": this model never saw where words end; train it on recordings with word times'
         )
     model.eval()
-    order = sorted(range(len(items)), key=lambda i: -len(items[i].ids_T))
     ends: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), ITEMS):
-        chunk = order[first : first + ITEMS]
+    for chunk in longest_first([len(item.ids_T) for item in items], rows=ITEMS):
         answers = _Search(model, tokenizer, [items[i] for i in chunk], beam).run()
         ends |= {i: unit_ends(a, model.vocab)[model.vocab.is_speech(a)] for i, a in zip(chunk, answers)}
     return [ends[i] for i in range(len(items))]
