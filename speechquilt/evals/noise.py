@@ -8,14 +8,13 @@ tokens is not; so only rates of one tokenizer may be compared.
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import sqrt
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from speechquilt.counts import Counts, add_counts
 from speechquilt.data.interleaving.synthetic import split_words
-from speechquilt.evals.intervals import Z95
+from speechquilt.evals.intervals import rate_interval
 from speechquilt.evals.wer import word_errors
 
 Kind = Literal["prose", "numbers", "names", "markup", "code"]
@@ -136,24 +135,6 @@ def _rate(of_kind: Mapping[str, int]) -> dict[str, float]:
     low, high = rate_interval(of_kind)
     wer = of_kind["errors"] / of_kind["words"]
     return {"wer": wer, "low": low, "high": high, "spans": of_kind["spans"], "words": of_kind["words"]}
-
-
-def rate_interval(of_kind: Mapping[str, int]) -> tuple[float, float]:
-    """95 % score interval of errors per word, with errors as Poisson counts that spread `d` times wider than Poisson.
-
-    Errors come in whole spans, so `d` is the variance of the summed errors, estimated between spans as for a ratio, over
-    its Poisson value; at least 1, and the mean span length when there is one span or no error to estimate it from. Unlike
-    a bootstrap it needs only sums, so shards can be added up, and it is not of width 0 without errors.
-    """
-    n, w, e = of_kind["spans"], of_kind["words"], of_kind["errors"]
-    rate = e / w
-    spread = w / n
-    if n > 1 and e:
-        squares = of_kind["errors_squared"] - 2 * rate * of_kind["words_errors"] + rate**2 * of_kind["words_squared"]
-        spread = max(1.0, n / (n - 1) * squares / e)
-    centre = rate + Z95**2 * spread / (2 * w)
-    half = Z95 * sqrt(spread * rate / w + (Z95**2 * spread / (2 * w)) ** 2)
-    return max(0.0, centre - half), centre + half
 
 
 def _spaced(text: str) -> str:

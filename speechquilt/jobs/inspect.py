@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from speechquilt.data.interleaving.speakable import language_of
 from speechquilt.data.interleaving.synthetic import split_words
@@ -32,7 +30,6 @@ from speechquilt.types import SILENCE, AlignedTokens, Document, Segment, UnitEnd
 
 SAMPLES, PAGE_SAMPLES = 3, 12
 QUANTILES = (5, 50, 95)
-_ROWS = 256  # documents in memory at once
 
 
 @dataclass(kw_only=True)
@@ -182,28 +179,12 @@ def read(
     """One pass over the folder: statistics of all documents, and `samples` of them, evenly spaced, with their texts."""
     wanted = set(np.linspace(0, len(folder) - 1, min(samples, len(folder)), dtype=int).tolist())
     statistics, chosen = Statistics(), []
-    for i, (item, text) in enumerate(items(folder)):
+    items: Iterator[tuple[Document | AlignedTokens, str]] = folder.with_texts()
+    for i, (item, text) in enumerate(items):
         statistics.add(_whole(item), text)
         if i in wanted:
             chosen.append((item, text))
     return statistics, chosen
-
-
-def items(folder: ShardFolder | SpokenFolder) -> Iterator[tuple[Document | AlignedTokens, str]]:
-    """All items with their texts, in order, a few at a time: memory does not grow with the folder.
-
-    Raises ValueError naming a damaged shard.
-    """
-    for shard in folder.manifest["shards"]:
-        path = folder.folder / shard["file"]
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(_ROWS):
-                row = folder.kind.open({name: batch.column(name) for name in batch.schema.names})
-                for i, text in enumerate(batch.column("text")):
-                    yield row(i), text.as_py()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            what = str(error).splitlines()[0]
-            raise ValueError(f"{path} is damaged ({what}); delete its folder and run the stage that made it") from error
 
 
 class _Reader:

@@ -173,7 +173,9 @@ def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokeni
     return stages.stage(
         "lm/lm",
         recipe,
-        lambda folder: train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm"),
+        lambda folder: train_lm(
+            recipe, shards, text_tokenizer_of(tokenizer), folder, "lm", tokenizer_dir=stages.run_dir / "tokenizer"
+        ),
         what="a speech-text language model",
     )
 

@@ -6,6 +6,7 @@ Trap: a run folder remembers its patcher and vocabulary in `run.json`, and its s
 without them cannot be used.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 BPE_FILE = "speech_bpe.json"
+TOKENIZER = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
+STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
 
 
@@ -94,7 +97,8 @@ class LMRun:
     """`run.json`: what is needed to use a trained model beside its weights.
 
     `num_speech`: ids of the speech tokenizer. `speech_pieces`: the pieces that the model reads instead, if any, and
-    `bpe_fingerprint` of the BPE that makes them.
+    `bpe_fingerprint` of the BPE that makes them. `tokenizer`: the speech tokenizer's folder, seen from the run's ("" = not
+    noted, see `tokenizer_folder`).
     """
 
     num_text: int
@@ -104,6 +108,7 @@ class LMRun:
     patcher: PatcherConfig
     speech_pieces: int | None = None
     bpe_fingerprint: str = ""
+    tokenizer: str = ""
 
     @property
     def vocab(self) -> Vocab:
@@ -152,11 +157,12 @@ def train_lm(
     folder: Path,
     name: str,
     *,
+    tokenizer_dir: Path | None = None,
     map_shards: bool = False,
 ) -> dict[str, Any]:
     """Train on the sources of `shards` that have a weight; save to `folder`; return flat results (`lm.<name>.*`).
 
-    `map_shards`: see `open_data`.
+    `tokenizer_dir`: the speech tokenizer, whose place is noted for `tokenizer_folder`. `map_shards`: see `open_data`.
     Counts in the results: `units` are what the global model steps over (with `speech_pieces`, pieces); `tokens` and
     `speech_tokens` are base tokens for every kind of run.
     Raises ValueError when the shards were made with different tokenizers, or with another than `text_tokenizer`.
@@ -186,7 +192,8 @@ def train_lm(
             checkpoint.load_model(folder, model)
         saving.save(model.eval().to("cpu"), folder)
         text_tokenizer.save(folder / "text_tokenizer.json")
-        config.save(data.run, folder / "run.json")
+        where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
+        config.save(replace(data.run, tokenizer=where), folder / "run.json")
     return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
 
 
@@ -265,6 +272,12 @@ def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
             "put the file of its own run back"
         )
     return PiecedScorer(model, run.vocab, patcher, bpe), run
+
+
+def tokenizer_folder(lm: Path, run: LMRun) -> Path:
+    """The speech tokenizer behind a trained model: inside its folder, or where its run says."""
+    inside, noted = lm / TOKENIZER, lm / (run.tokenizer or STORY_TOKENIZER)
+    return inside if inside.is_dir() else Path(os.path.normpath(noted))
 
 
 def _speech_bpe(

@@ -13,7 +13,15 @@ from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.stages.train_lm import BPE_FILE, LMRecipe, load_scorer, num_steps, open_data, train_lm
+from speechquilt.stages.train_lm import (
+    BPE_FILE,
+    LMRecipe,
+    load_scorer,
+    num_steps,
+    open_data,
+    tokenizer_folder,
+    train_lm,
+)
 from speechquilt.stages.training_documents import (
     shard_info,
     speech_documents,
@@ -123,7 +131,8 @@ def test_equal_tokens_take_fewer_steps_with_patches_and_pieces(shards, tmp_path)
 
 def test_a_run_trains_for_its_budget_and_a_second_one_agrees(shards, tmp_path):
     settings = recipe("static", budget="units", budget_amount=12_000)
-    found = train_lm(settings, shards, TOKENIZER, tmp_path / "run", "a")
+    found = train_lm(settings, shards, TOKENIZER, tmp_path / "run", "a", tokenizer_dir=tmp_path / "speech")
+    assert tokenizer_folder(tmp_path / "run", load_scorer(tmp_path / "run")[1]) == tmp_path / "speech"
     assert found["lm.a.units"] == pytest.approx(12_000, rel=0.04)  # 31 steps: half a step is 1.6 %
     assert found["lm.a.steps"] == num_steps(
         settings, open_data(settings, shards, TOKENIZER, tmp_path / "other"), settings.patcher.build()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from speechquilt.counts import add_counts
 from speechquilt.evals import noise
-from speechquilt.evals.noise import KINDS, NoiseMeter, in_order, kind_of, rate_interval, report
+from speechquilt.evals.intervals import rate_interval
+from speechquilt.evals.noise import KINDS, NoiseMeter, in_order, kind_of, report
 from speechquilt.evals.wer import wer
 from speechquilt.text import spoken_form
 from tests.contracts.tiny_tokenizer import build

@@ -227,7 +227,9 @@ def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str
     lm_dir = stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, made.shards, text_tokenizer_of(tokenizer), folder, name),
+        lambda folder: train_lm(
+            recipe, made.shards, text_tokenizer_of(tokenizer), folder, name, tokenizer_dir=made.tokenizer_dir
+        ),
         what=f"a speech-text language model: {describe_run(run)}",
     )
     stages.stage(
