@@ -32,6 +32,7 @@ from speechquilt.jobs import bulk, execution
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Executor
 from speechquilt.jobs.tokenize_audio import DTYPES, DType, device_of, num_workers
+from speechquilt.span_length import FRAME_RATE
 from speechquilt.stages.training_documents import shard_info, speak_spans
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
@@ -113,7 +114,9 @@ class InterleaveTask:
         retries = self.engine.stats.retries
         tally = _Tally()
         if self.ear:
-            tally.noise = NoiseSample(NoiseMeter(self.ear), self.work.noise_sample, self.engine.tokenizer.encode)
+            tally.noise = NoiseSample(
+                NoiseMeter(self.ear), self.work.noise_sample, self.engine.tokenizer.encode, self.engine.frame_rate
+            )
         for item in items:
             told = 0.0
             for batch in self._batches(self._plans(item, out)):
@@ -148,7 +151,9 @@ class InterleaveTask:
         encode = self.engine.tokenizer.encode
         num_tokens = 0
         for planned, spans in zip(batch, speak_spans([p.plan for p in batch], self.engine)):
-            document = synthetic.assemble(planned.plan, spans, encode, stats=tally.stats)
+            document = synthetic.assemble(
+                planned.plan, spans, encode, frame_rate=self.engine.frame_rate, stats=tally.stats
+            )
             out.write(SHARDS, document, planned.text)
             num_tokens += document.num_tokens()
             if tally.noise:
@@ -162,15 +167,21 @@ class NoiseSample:
     A span is drawn by its document, pass and place alone, so a task that is done again reads the same spans.
     """
 
-    def __init__(self, meter: NoiseMeter, share: float, text_encode: Callable[[str], Sequence[int]]) -> None:
-        self.meter, self.share, self.text_encode = meter, share, text_encode
+    def __init__(
+        self,
+        meter: NoiseMeter,
+        share: float,
+        text_encode: Callable[[str], Sequence[int]],
+        frame_rate: float = FRAME_RATE,
+    ) -> None:
+        self.meter, self.share, self.text_encode, self.frame_rate = meter, share, text_encode, frame_rate
         self.num_taken = 0
         self._order = count()
         self._spare: list[tuple[float, int, tuple[str, str, np.ndarray]]] = []  # heap, the largest draw first
 
     def add(self, plan: InterleavePlan, spans: Sequence[SpokenSpan]) -> None:
         for k, (written, spoken, span) in enumerate(zip(plan.spans, plan.spoken_spans, spans)):
-            if synthetic.reject_reason(span, len(self.text_encode(spoken))):
+            if synthetic.reject_reason(span, len(self.text_encode(spoken)), self.frame_rate):
                 continue  # `assemble` leaves it as text, so its noise is nobody's
             draw = np.random.default_rng([plan.seed, k]).random()
             if draw < self.share:

@@ -60,6 +60,7 @@ def train_text_to_token(
         num_speech=tokenizer.vocab_size,
         llama=recipe.llama,
         cue="word" if aligned else "text",
+        frame_rate=tokenizer.frame_rate,
     )
     model = config.build(recipe.train.seed)
     loader = recipe.data.build(encode_utterances(tokenizer, aligned or train), text_tokenizer, model.vocab)

@@ -111,7 +111,8 @@ def interleaved_documents(
     progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
     while batch := [p for _, p in zip(range(chunk), plans)]:
         for (text, plan), spans in zip(batch, speak_spans([plan for _, plan in batch], speaker)):
-            yield synthetic.assemble(plan, spans, tokenizer.encode, stats=stats), text.text
+            document = synthetic.assemble(plan, spans, tokenizer.encode, frame_rate=speaker.frame_rate, stats=stats)
+            yield document, text.text
         progress.update(len(batch))
     progress.close()
 

@@ -294,7 +294,7 @@ def measure_reader(
             meter.add(written, spoken, ids_T)
             text_ids = len(encode(spoken))
             span = SpokenSpan(ids_T=ids_T, unit_end_T=np.zeros(len(ids_T), dtype=np.uint8))
-            refused += bool(synthetic.reject_reason(span, text_ids))
+            refused += bool(synthetic.reject_reason(span, text_ids, tokenizer.frame_rate))
             num_speech, num_text = num_speech + len(ids_T), num_text + text_ids
     return {
         "reader.noise_rates": noise.report(meter.counts()),

@@ -21,6 +21,7 @@ from speechquilt.files import write_json
 from speechquilt.nn.attention import KVState
 from speechquilt.nn.hugging_face import hugging_face_config, read_weights
 from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
+from speechquilt.span_length import FRAME_RATE
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
@@ -34,13 +35,14 @@ class TextToTokenConfig:
     """`num_text` ids of the text tokenizer, `num_speech` codebook entries, the sizes of the stack.
 
     `cue` is what introduces a stretch of speech in the training data, and so in generation: each "word", or once the whole
-    "text" for a model that never saw word times.
+    "text" for a model that never saw word times. `frame_rate`: speech tokens per second, of the tokenizer that it writes for.
     """
 
     num_text: int
     num_speech: int
     llama: LlamaConfig
     cue: Cue = "word"
+    frame_rate: float = FRAME_RATE
 
     def __post_init__(self) -> None:
         if self.cue not in ("word", "text"):
@@ -48,6 +50,8 @@ class TextToTokenConfig:
         for key in ("num_text", "num_speech"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.frame_rate <= 0:
+            raise ValueError(f"frame_rate={self.frame_rate} must be positive, in speech tokens per second")
         if self.llama.window is not None:
             raise ValueError(
                 f"llama.window={self.llama.window} must be null: LlamaForCausalLM, the format this model is saved in, "

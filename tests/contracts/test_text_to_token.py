@@ -151,7 +151,7 @@ def test_the_recipe_cues_by_what_the_recordings_have(tmp_path, monkeypatch, caps
         train=TrainConfig(steps=1, lr=1e-3, device="cpu", num_threads=1),
         engine=EngineConfig(),
     )
-    tokenizer = SimpleNamespace(text_tokenizer=TOKENIZER, vocab_size=NUM_SPEECH, fingerprint="abc123")
+    tokenizer = SimpleNamespace(text_tokenizer=TOKENIZER, vocab_size=NUM_SPEECH, fingerprint="abc123", frame_rate=25.0)
     audio, word = Waveform(samples_S=np.zeros(1), sample_rate=1), AlignedWord(text="red", start_s=0, end_s=1)
     train = [
         Utterance(id=str(i), text="red", audio=audio, alignment=(word,) if i < num_aligned else ()) for i in range(3)

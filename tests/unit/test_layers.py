@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "speechquilt"
 LAYERS = [
-    {"types", "protocols", "config", "vocab", "files", "counts"},
+    {"types", "protocols", "config", "vocab", "files", "counts", "span_length"},
     {"audio", "nn", "text"},
     {"tokenizer", "text_to_token", "aligner", "tts", "decoder", "data", "model"},
     {"train", "evals"},

@@ -1,5 +1,6 @@
 """Examples, packing, sampling and answer reading of the text-to-token stage: everything that needs no trained model."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.text_to_token import network
 from speechquilt.text_to_token.examples import (
     TextToTokenDataConfig,
     cut_span,
@@ -337,6 +339,28 @@ def test_answers_are_refused_with_their_reason(ids, num_text, reason):
     assert span.unit_end_T.dtype == np.uint8
     assert span.unit_end_T[-1] in (UnitEnd.WORD, UnitEnd.SILENCE)
     assert len(span.ids_T) == len(span.unit_end_T)
+
+
+@pytest.mark.parametrize("num_speech", [2, 3, 12, 27, 28, 90])
+def test_answers_are_refused_as_their_twins_at_another_frame_rate(num_speech):
+    def reason(times: int) -> str:
+        ids = np.array([7, *(S + i % 40 for i in range(num_speech * times)), WORD_END, EOS])
+        return read_answer(ids, VOCAB, 3, EngineConfig().for_frame_rate(12.5 * times)).reject
+
+    assert reason(4) == reason(1)
+    assert EngineConfig().for_frame_rate(12.5) == EngineConfig()
+    assert EngineConfig().for_frame_rate(50).cap_per_token == 40
+
+
+def test_a_model_folder_keeps_its_frame_rate_and_an_older_one_has_the_papers(tmp_path):
+    network.save(tmp_path, replace(CONFIG, frame_rate=50.0).build(), TOKENIZER, "speech")
+    loaded = network.load(tmp_path)
+    speaker = EngineConfig().build(loaded.model, loaded.tokenizer)
+    assert (speaker.frame_rate, speaker.config.max_per_token) == (50.0, 36.0)
+    ours = json.loads((tmp_path / network.OURS).read_text())
+    del ours["frame_rate"]
+    (tmp_path / network.OURS).write_text(json.dumps(ours))
+    assert network.describe(tmp_path).config.frame_rate == 12.5
 
 
 @settings(max_examples=80, deadline=None)
