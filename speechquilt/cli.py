@@ -286,9 +286,9 @@ def _run_with_settings(config_class: Any, run: Any, arguments: argparse.Namespac
 
 
 def _align(arguments: argparse.Namespace) -> None:
-    from speechquilt.jobs import align_audio as align
+    from speechquilt.jobs.align_audio import align_folder
 
-    align.align(
+    align_folder(
         arguments.input,
         arguments.output,
         arguments.aligner,

@@ -6,14 +6,14 @@ sound has four times as many tokens at 50 Hz.
 
 from typing import Literal
 
-FRAME_RATE = 12.5  # speech tokens per second that limits are written for, and of models that do not say theirs
-LEAST, MOST = 1.0, 9.0  # speech tokens per text token of a believable span, at FRAME_RATE
+USUAL_RATE = 12.5  # speech tokens per second that limits are written for, and of models that do not say theirs
+LEAST, MOST = 1.0, 9.0  # speech tokens per text token of a believable span, at USUAL_RATE
 JUDGED_FROM = 3  # text tokens; shorter spans are too short to judge by their rate
 
 
 def at_rate(limit: float, frame_rate: float) -> float:
-    """A number of speech tokens at FRAME_RATE -> those of the same sound at `frame_rate`."""
-    return limit * (frame_rate / FRAME_RATE)
+    """A number of speech tokens at USUAL_RATE -> those of the same sound at `frame_rate`."""
+    return limit * (frame_rate / USUAL_RATE)
 
 
 def misfit(num_speech: int, num_text: int, least: float, most: float) -> Literal["", "few", "many"]:

@@ -102,7 +102,7 @@ class NoiseMeter:
     def counts(self) -> Counts:
         """What was added so far: per kind that occurred the sums over spans of 1, words w, errors e, w^2, we and e^2."""
         self._read()
-        return in_order(self._counts)
+        return sorted_kinds(self._counts)
 
     def _read(self) -> None:
         waiting = sorted(self._waiting, key=lambda span: len(span[2]))  # equal lengths together: little padding
@@ -115,7 +115,7 @@ class NoiseMeter:
             self._counts = add_counts(self._counts, {kind: dict(zip(_COUNTED, values))})
 
 
-def in_order(counts: Counts) -> Counts:
+def sorted_kinds(counts: Counts) -> Counts:
     """The same counts with the kinds in the order of `KINDS`."""
     return dict(sorted(counts.items(), key=lambda item: KINDS.index(item[0])))
 

@@ -114,7 +114,7 @@ class _Heard:
                 raise BrokenAudio(event.reject)
 
 
-def align(
+def align_folder(
     source: Path,
     output: Path,
     aligner: Path,
@@ -173,7 +173,7 @@ def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[st
     return {**found, "aligner.aligned": len(aligned), "aligner.rejects": len(rejects)}
 
 
-def with_words(corpus: Corpus, folder: Path) -> Corpus:
+def with_word_times(corpus: Corpus, folder: Path) -> Corpus:
     """The corpus with the word times of `align_corpus`; what could not be aligned joins its rejects."""
     with (folder / WORDS_FILE).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

@@ -59,7 +59,7 @@ class MergeStep(PipelineStep):
         return data
 
 
-def run(
+def run_on(
     job: Job, executor: str, workers: int | None, settings: Sequence[str], max_reject_ratio: float
 ) -> dict[str, int] | None:
     """Run the job there and return its counts; None when it was handed to a queue that works on it later.

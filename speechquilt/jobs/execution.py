@@ -33,6 +33,6 @@ def run(
     if executor == "local":
         bulk.run_local(job, default_workers if workers is None else workers)
         return bulk.merge(job, max_reject_ratio)
-    from speechquilt.jobs import cluster as clusters  # datatrove is an extra
+    from speechquilt.jobs.cluster import run_on  # datatrove is an extra
 
-    return clusters.run(job, executor, workers, cluster, max_reject_ratio)
+    return run_on(job, executor, workers, cluster, max_reject_ratio)

@@ -32,7 +32,7 @@ from speechquilt.jobs import bulk, execution
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Executor
 from speechquilt.jobs.tokenize_audio import DTYPES, DType, device_of, num_workers
-from speechquilt.span_length import FRAME_RATE
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.stages.training_documents import shard_info, speak_spans
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
@@ -172,7 +172,7 @@ class NoiseSample:
         meter: NoiseMeter,
         share: float,
         text_encode: Callable[[str], Sequence[int]],
-        frame_rate: float = FRAME_RATE,
+        frame_rate: float = USUAL_RATE,
     ) -> None:
         self.meter, self.share, self.text_encode, self.frame_rate = meter, share, text_encode, frame_rate
         self.num_taken = 0

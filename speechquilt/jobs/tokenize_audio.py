@@ -28,7 +28,7 @@ from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Executor
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
-from speechquilt.stages.encode import encode_batch, with_words
+from speechquilt.stages.encode import aligned_tokens, encode_batch
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import loading
@@ -114,7 +114,7 @@ class TokenizeTask:
         try:
             if end.reject:
                 raise BrokenAudio(end.reject)
-            tokens = _with_words(item, ids_T, self.tokenizer.frame_rate)
+            tokens = _aligned_tokens(item, ids_T, self.tokenizer.frame_rate)
         except BrokenAudio as error:
             out.reject(item["id"], str(error))
         else:
@@ -243,13 +243,13 @@ def _pools(events: Iterable[Piece | End], pool_samples: int) -> Iterator[list[Pi
     yield pool
 
 
-def _with_words(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+def _aligned_tokens(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
     """Raises BrokenAudio when its words do not fit."""
     words = audio_files.words_of(item)
     text = item["text"] or " ".join(word.text for word in words)
     nothing = Waveform(samples_S=np.zeros(0, dtype=np.float32), sample_rate=1)  # the samples are not needed any more
     try:
-        return with_words(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
+        return aligned_tokens(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
     except ValueError as error:
         raise BrokenAudio("its word times are not in order") from error
 

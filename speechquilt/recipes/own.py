@@ -19,14 +19,13 @@ from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.shards.parquet import is_complete
 from speechquilt.files import make_folder, write_json
-from speechquilt.jobs.align_audio import align_corpus, with_words
+from speechquilt.jobs.align_audio import align_corpus, with_word_times
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults, text_to_token_models
 from speechquilt.stages.corpus import Corpus, folder_corpus
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story, report, required
-from speechquilt.stages.train_aligner import OWN as OWN_ALIGNER
-from speechquilt.stages.train_aligner import AlignerRecipe
+from speechquilt.stages.train_aligner import OWN_ALIGNER, AlignerRecipe
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
@@ -118,7 +117,7 @@ def _corpus(settings: OwnConfig, stages: Story) -> Corpus:
         lambda folder: align_corpus(settings.aligner, corpus, folder),
         what=f"word times for {len(corpus.sentences)} recordings",
     )
-    return with_words(corpus, aligner_dir)
+    return with_word_times(corpus, aligner_dir)
 
 
 def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SupervisedTokenizer:

@@ -55,10 +55,12 @@ def encode_batch(
 def encode_utterances(tokenizer: SpeechTokenizer, utterances: Sequence[Utterance]) -> list[AlignedTokens]:
     """Utterances at any rate -> tokens with their words. Without word times the whole utterance is one unit."""
     waves = [audio.resample(u.audio, tokenizer.sample_rate) for u in utterances]
-    return [with_words(u, ids_T, tokenizer.frame_rate) for u, ids_T in zip(utterances, encode_all(tokenizer, waves))]
+    return [
+        aligned_tokens(u, ids_T, tokenizer.frame_rate) for u, ids_T in zip(utterances, encode_all(tokenizer, waves))
+    ]
 
 
-def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+def aligned_tokens(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
     """Give each token its word (SILENCE for none) by the utterance's word times."""
     words: tuple[str, ...] = (utterance.text,)
     word_T = np.zeros(len(ids_T), dtype=np.int64)

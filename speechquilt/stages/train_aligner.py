@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from speechquilt import audio
-from speechquilt import config as configs
 from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
@@ -66,7 +65,7 @@ class AlignerRecipe:
     fit_window: bool = False
 
 
-OWN = AlignerRecipe(fit_window=True)
+OWN_ALIGNER = AlignerRecipe(fit_window=True)
 """For recordings whose lengths nobody knows beforehand."""
 
 
@@ -103,7 +102,7 @@ class AlignerRun:
 
     speech: str = ""
     run_dir: str = "runs/aligner"
-    recipe: AlignerRecipe = OWN
+    recipe: AlignerRecipe = OWN_ALIGNER
 
 
 def run_aligner(run: AlignerRun) -> None:
@@ -156,7 +155,7 @@ def train_aligner(
     shift = measure_shift(CTCAligner(model), timed)
     if distributed.rank() == 0:
         model.save(folder)
-        write_json(folder / SHIFT_FILE, configs.to_dict(shift))
+        write_json(folder / SHIFT_FILE, to_dict(shift))
     return {
         "aligner.steps": recipe.train.steps,
         "aligner.parameters": sum(p.numel() for p in model.parameters()),
@@ -199,7 +198,7 @@ def load_aligner(folder: str | Path, device: str = "cpu") -> CTCAligner:
             f"{path} is missing; give the folder of an aligner, a tokenizer or a Wav2Vec2ForCTC model"
         )
     keys = json.loads(path.read_text())
-    shift = configs.load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
+    shift = load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
     if "model_type" in keys:
         return CTCAligner(Wav2Vec2Emitter(folder, device=device), shift)
     if "alphabet" in keys:

@@ -39,7 +39,7 @@ from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 BPE_FILE = "speech_bpe.json"
-TOKENIZER = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
+TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
 STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
 
@@ -276,7 +276,7 @@ def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
 
 def tokenizer_folder(lm: Path, run: LMRun) -> Path:
     """The speech tokenizer behind a trained model: inside its folder, or where its run says."""
-    inside, noted = lm / TOKENIZER, lm / (run.tokenizer or STORY_TOKENIZER)
+    inside, noted = lm / TOKENIZER_DIR, lm / (run.tokenizer or STORY_TOKENIZER)
     return inside if inside.is_dir() else Path(os.path.normpath(noted))
 
 

@@ -152,7 +152,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     costs = [[name, *_cost_cells(row)] for name, row in rows.items()]
     asked = ["system", *(f"{k.replace('.', ' ')[:-2]}{k[-2]}→{k[-1]}" for k in TASKS)]
     scores = [[name, *(seeds.accuracy_cell(row[key]) for key in TASKS)] for name, row in rows.items()]
-    return seeds.markdown(head, costs) + "\n" + seeds.markdown(asked, scores)
+    return seeds.markdown_table(head, costs) + "\n" + seeds.markdown_table(asked, scores)
 
 
 def _cost_cells(row: dict[str, Any]) -> list[str]:

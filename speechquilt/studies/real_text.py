@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from speechquilt import config as configs
+from speechquilt.config import to_dict
 from speechquilt.data.interleaving import synthetic
 from speechquilt.data.interleaving.speakable import unspeakable_words
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleavePlan, split_words
@@ -154,7 +154,7 @@ def study(config: RealTextConfig) -> Path:
 
 def finish(config: RealTextConfig, stages: Story) -> Path:
     """results.json and the page, made anew every time."""
-    found = {"config": configs.to_dict(config), **stages.results, "seconds": stages.seconds}
+    found = {"config": to_dict(config), **stages.results, "seconds": stages.seconds}
     write_json(stages.run_dir / "results.json", found)
     page = stages.run_dir / "real_text.md"
     page.write_text(real_text_page.markdown(found), encoding="utf-8")

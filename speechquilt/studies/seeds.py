@@ -124,7 +124,7 @@ def loss_cell(found: Mapping[str, Any]) -> str:
     return _cell(found, scale=1, digits=3, bound_digits=3)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"

@@ -47,7 +47,7 @@ class Spoken:
             )
 
 
-def align(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.ndarray) -> np.ndarray:
+def unit_ends_of(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.ndarray) -> np.ndarray:
     """`unit_end_T` uint8 `UnitEnd` codes of speech tokens whose text is known; a WORD end for each word of its spoken form.
 
     Raises ValueError when the text has nothing to say, or more words than there are tokens.
@@ -60,7 +60,7 @@ def align(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.n
 def place_units(
     model: TextToTokenLM, tokenizer: TextTokenizer, items: Sequence[Spoken], beam: int = BEAM
 ) -> list[np.ndarray]:
-    """`align` in batches -> `unit_end_T` of each. Raises ValueError for a model that is cued by whole texts."""
+    """`unit_ends_of` in batches -> `unit_end_T` of each. Raises ValueError for a model that is cued by whole texts."""
     if model.config.cue != "word":
         raise ValueError(
             f'cue="{model.config.cue}": this model never saw where words end; train it on recordings with word times'

@@ -21,7 +21,7 @@ from speechquilt.files import write_json
 from speechquilt.nn.attention import KVState
 from speechquilt.nn.hugging_face import hugging_face_config, read_weights
 from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
-from speechquilt.span_length import FRAME_RATE
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
@@ -42,7 +42,7 @@ class TextToTokenConfig:
     num_speech: int
     llama: LlamaConfig
     cue: Cue = "word"
-    frame_rate: float = FRAME_RATE
+    frame_rate: float = USUAL_RATE
 
     def __post_init__(self) -> None:
         if self.cue not in ("word", "text"):

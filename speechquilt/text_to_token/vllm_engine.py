@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from speechquilt.span_length import FRAME_RATE
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.answer import AFTER_CUE, CUE, OPEN, SPEECH, Position, kind_of
 from speechquilt.text_to_token.examples import prompt_ids
@@ -69,7 +69,7 @@ class CompletionEngine:
         tokenizer: TextTokenizer,
         cue: Cue,
         config: EngineConfig | None = None,
-        frame_rate: float = FRAME_RATE,
+        frame_rate: float = USUAL_RATE,
     ) -> None:
         self.complete, self.vocab, self.tokenizer, self.cue = complete, vocab, tokenizer, cue
         self.frame_rate = frame_rate

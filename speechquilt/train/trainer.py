@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from speechquilt import config as configs
+from speechquilt.config import to_dict
 from speechquilt.protocols import Loader, Objective
 from speechquilt.train import checkpoint, distributed, fsdp, metrics, optim, throughput
 from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
@@ -349,7 +349,7 @@ class Trainer:
                 "rng": generator_states(self.device, distributed.rank()),
             },
             state={
-                "config": configs.to_dict(self.config),
+                "config": to_dict(self.config),
                 "loader": _plain(self.loader.state_dict()),
                 "sums": self.sums.state_dict(),
                 "scalars": self.scalars,
@@ -370,7 +370,7 @@ class Trainer:
             self.clock = self._clock(seconds=0.0)
             return
         state = checkpoint.load_state(folder)
-        _require_same(configs.to_dict(self.config), state["config"], folder)
+        _require_same(to_dict(self.config), state["config"], folder)
         self.step = checkpoint.load_model(folder, self.model)
         checkpoint.load_optimizer(folder, self.optimizer)
         self.loader.load_state_dict(state["loader"])

@@ -18,7 +18,7 @@ from speechquilt.config import fingerprint
 from speechquilt.data.interleaving.placement import Run, draw_lengths, place_anywhere, place_in_runs
 from speechquilt.data.interleaving.speakable import language_of, scripts_of, unspeakable_words
 from speechquilt.data.interleaving.verbalise import verbalise
-from speechquilt.span_length import FRAME_RATE, LEAST, MOST, at_rate, misfit
+from speechquilt.span_length import LEAST, MOST, USUAL_RATE, at_rate, misfit
 from speechquilt.types import Document, Modality, Segment, SpokenSpan
 
 # Han, kana: written without spaces, so that without a segmenter every character counts as a word.
@@ -185,7 +185,7 @@ def assemble(
     spoken: Sequence[SpokenSpan],
     text_encode: Callable[[str], Sequence[int]],
     *,
-    frame_rate: float = FRAME_RATE,
+    frame_rate: float = USUAL_RATE,
     source: str = "interleaved",
     stats: InterleaveStats | None = None,
 ) -> Document:
@@ -233,7 +233,7 @@ def _counted(piece: Piece, span: SpokenSpan, reason: str, stats: InterleaveStats
     return span
 
 
-def reject_reason(span: SpokenSpan, num_text: int, frame_rate: float = FRAME_RATE) -> str:
+def reject_reason(span: SpokenSpan, num_text: int, frame_rate: float = USUAL_RATE) -> str:
     """Why a spoken span may not be used, "" when it may (spec 1, 5.2 step 5); `num_text` text tokens were spoken."""
     if span.reject:
         return span.reject

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import speechquilt
-from speechquilt import config as configs
+from speechquilt.config import fingerprint
 from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
@@ -347,7 +347,7 @@ def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
 
     flat = {
         "run.recipe": "toy",
-        "run.fingerprint": configs.fingerprint(config),
+        "run.fingerprint": fingerprint(config),
         "run.version": speechquilt.__version__,
         "run.torch": str(torch.__version__),
         "run.device": "cuda" if torch.cuda.is_available() else "cpu",
