@@ -17,6 +17,7 @@ import numpy as np
 
 from speechquilt import audio
 from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
+from speechquilt.config import load, to_dict
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.files import make_folder, write_json

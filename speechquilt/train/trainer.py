@@ -24,6 +24,7 @@ from speechquilt.config import to_dict
 from speechquilt.protocols import Loader, Objective
 from speechquilt.train import checkpoint, distributed, fsdp, metrics, optim, throughput
 from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
+from speechquilt.train.loggers import LoggerName
 from speechquilt.train.surroundings import (
     LateNumber,
     Progress,
@@ -37,6 +38,7 @@ from speechquilt.train.surroundings import (
 # `shard` and `recompute` alter the rounding.) `steps` is not among them, because the learning rate depends on it.
 FREE_KEYS = {
     "log_every",
+    "loggers",
     "checkpoint_every",
     "checkpoint_async",
     "keep_checkpoints",
@@ -66,7 +68,8 @@ class TrainConfig:
 
     A step whose loss or gradient norm exceeds `spike_factor` times its running median is reported with its batches; with
     `skip_spikes` its update is left out, which costs a wait for the device in every step. `peak_flops` of one device is
-    what `mfu` is measured against, where the table of `throughput` does not know it.
+    what `mfu` is measured against, where the table of `throughput` does not know it. `loggers`: where the lines of
+    `metrics.jsonl` go besides.
     """
 
     steps: int
@@ -82,6 +85,7 @@ class TrainConfig:
     skip_spikes: bool = False
     accumulate: int = 1
     log_every: int = 10
+    loggers: tuple[LoggerName, ...] = ()
     checkpoint_every: int = 500
     checkpoint_async: bool = False
     keep_checkpoints: int = 2
@@ -194,7 +198,13 @@ class Trainer:
             self._resume()
             self.model.train()
             with (
-                metrics.MetricsFile(self.run_dir, self.step, writes=distributed.rank() == 0) as log,
+                metrics.MetricsFile(
+                    self.run_dir,
+                    self.step,
+                    writes=distributed.rank() == 0,
+                    loggers=config.loggers,
+                    title=self.name,
+                ) as log,
                 Progress(self.name, self.step, last, shown=distributed.rank() == 0 and self.step < last) as progress,
             ):
                 while self.step < last:
