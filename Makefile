@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIPS := .cache/clips
+INSTALLED := .cache/installed
 
-.PHONY: setup demo test test-slow lint clips clean help
+.PHONY: setup demo test test-slow test-install lint clips clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -31,6 +32,11 @@ test: setup lint ## lint, types and tests, under 10 minutes on two cores
 
 test-slow: setup ## the checks that take longer
 	$(BIN)/pytest -m slow
+
+test-install:    ## install the package alone in an empty environment, then every command's --help
+	rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED)
+	$(INSTALLED)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
+	cd $(INSTALLED) && bin/python -P $(CURDIR)/tests/installed.py
 
 clips: $(CLIPS)/transcription ## fetch five LibriVox recordings (Debian's pocketsphinx-testdata) for the tests on human speech
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from speechquilt import audio
 from speechquilt.data.sources import audio_files
 from speechquilt.data.sources.audio_files import End, Piece
 from speechquilt.jobs import tokenize_audio as recipe
+from speechquilt.jobs.execution import Execution
 from speechquilt.recipes import defaults
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import load
@@ -182,8 +183,12 @@ def compare(bench: Bench, sources: Sequence[Source], total_s: float, num_rounds:
 def time_command(bench: Bench, folder: Path, total_s: float) -> None:
     bench.tokenizer.save(folder / "tokenizer")
     run = timed(
-        lambda: recipe.tokenize(
-            folder / "audio", folder / "out", folder / "tokenizer", workers=2, files_per_shard=20, device=bench.device
+        lambda: recipe.tokenize_folder(
+            folder / "audio",
+            folder / "out",
+            folder / "tokenizer",
+            recipe.TokenizeSettings(files_per_shard=20, device=bench.device),
+            Execution(workers=2),
         )
     )
     print(f"command, two workers, start included: {total_s / run.wall_s:.1f} x real time in {run.wall_s:.1f} s")
@@ -199,7 +204,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--in-memory", action="store_true")
     parser.add_argument("--seconds", type=float, default=12.0, help="longest recording in memory")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=recipe.DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=get_args(recipe.DType), default="float32")
     parser.add_argument("--batch-seconds", type=float)
     parser.add_argument("--command", action="store_true")
     options = parser.parse_args()

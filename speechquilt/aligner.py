@@ -1,9 +1,10 @@
-"""Waveform + transcript -> word times, by CTC forced alignment (spec 2, section 4).
+"""Waveform + transcript -> word times, by CTC forced alignment (spec latent-speech-text, section 4).
 
-Place in the pipeline: layer 2; implements `protocols.Aligner`. What listens is an `Emitter`: a `Wav2Vec2ForCTC` folder (here), our
-own CTC encoders (`tokenizer/emitters.py`). Recordings without word times pass through here before they become shards.
-Trap: CTC marks each character by a spike somewhere inside it, so a word is found a little too short on both sides. `BoundaryShift`
-moves the ends back by what training speech with known times shows; without it starts are late and ends are early.
+Recordings without word times get them here. What listens is an `Emitter`: a `Wav2Vec2ForCTC` folder (here) or one of
+our own CTC encoders (`tokenizer/emitters.py`).
+Trap: CTC marks each character by a spike somewhere inside it, so a word is found a little too short on both sides.
+`BoundaryShift` moves the ends back by what training speech with known times shows; without it starts are late and ends
+are early.
 
 Axis letters: F frames of the emitter, K the columns of its alphabet that a text needs, W words, L ids of the text.
 """
@@ -43,10 +44,12 @@ class Emitter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryShift:
-    """Added to the start and the end of every word, in seconds: the emitter's mean lag, measured on known word times."""
+    """What is added to the times of every word: the emitter's mean lag, measured on known word times."""
 
     start_s: float = 0.0
+    """Added to its start, in seconds; negative moves it earlier."""
     end_s: float = 0.0
+    """Added to its end, in seconds; positive moves it later."""
 
 
 class AlignmentError(ValueError):

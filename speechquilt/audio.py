@@ -1,6 +1,5 @@
 """Audio files, sample rates and log-mel features.
 
-Place in the pipeline: layer 1; everything that hears goes through here.
 Trap: Whisper's own features look ahead (centred window) and back from the end (floor at the clip's maximum - 8), so a
 model on them cannot stream. `LogMel(mode="stream")` has neither; the two modes are different inputs, never mix them.
 
@@ -106,8 +105,8 @@ class LogMel(nn.Module):
     """Waveform at 16 kHz -> log-mel frames, 100 per second, scaled to roughly [-1, 1].
 
     "whisper": equals transformers' WhisperFeatureExtractor, for public checkpoints. Frame f is centred on sample 160 f.
-    "stream": frame f covers samples [160 f - 240, 160 f + 160) with zeros before the start, and the floor is fixed, so a
-    frame depends on nothing after its own end; `forward` and `stream_step` are twins.
+    "stream": frame f covers samples [160 f - 240, 160 f + 160) with zeros before the start, and the floor is fixed, so
+    a frame depends on nothing after its own end; `forward` and `stream_step` are twins.
     """
 
     filters_MK: torch.Tensor

@@ -1,9 +1,9 @@
-"""Strict configs: frozen keyword-only dataclasses read from JSON or `key=value`, with did-you-mean and a fingerprint.
+"""Strict configs: frozen keyword-only dataclasses read from JSON, with did-you-mean and a fingerprint.
 
-Place in the pipeline: layer 0. A class keeps its config beside itself (`XConfig.build() -> X`); a run folder keeps the
-JSON of the config it was made with.
-Trap: values are checked against the annotation, so annotate with real types (int, float, bool, str, tuple[...], X | None,
-Literal, another config), never with strings or Any.
+A class keeps its config beside itself (`XConfig.build() -> X`); a run folder keeps the JSON of the config it was made
+with.
+Trap: values are checked against the annotation, so annotate with real types (int, float, bool, str, Path, tuple[...],
+X | None, Literal, another config), never with strings or Any.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON data."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # a path is a string in JSON
 
 
 def fingerprint(data: Any) -> str:
@@ -44,28 +44,6 @@ def from_dict(cls: type[C], data: dict[str, Any], where: str = "") -> C:
         if key not in hints:
             raise ValueError(f"unknown key {where + key!r} for {cls.__name__}; {nearest(key, list(hints))}")
     return cls(**{k: _coerce(hints[k], v, where + k) for k, v in data.items()})
-
-
-def override(config: C, assignments: Sequence[str]) -> C:
-    """Apply `a.b=value` strings in order; values are JSON, or plain words for strings."""
-    data = to_dict(config)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"{assignment!r} is not an override; write key=value, for example steps=100")
-        node = data
-        *parents, last = path.split(".")
-        for i, parent in enumerate(parents):
-            if not isinstance(node.get(parent), dict):
-                raise ValueError(f"unknown key {'.'.join(parents[: i + 1])!r}; {nearest(parent, list(node))}")
-            node = node[parent]
-        if last not in node:
-            raise ValueError(f"unknown key {path!r}; {nearest(last, list(node))}")
-        try:
-            node[last] = json.loads(text)
-        except json.JSONDecodeError:
-            node[last] = text
-    return from_dict(type(config), data)
 
 
 def save(config: Any, path: Path) -> None:
@@ -114,6 +92,8 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             return from_dict(hint, value, key + ".")
         if isinstance(value, hint):
             return value
+    elif hint is Path and isinstance(value, str | Path):
+        return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(hint, type) and type(value) is hint:

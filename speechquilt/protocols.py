@@ -1,8 +1,7 @@
 """The verbs: what each stage must be able to do, so that stages never import each other.
 
-Place in the pipeline: layer 0. Implementations live in layer 2; recipes put them together.
-Trap: state is an argument and a result, never hidden in a module. `forward` (whole sequence) and `step` (incremental)
-are twins, and a contract test proves them equal for every implementation.
+State is an argument and a result, never hidden in a module. `forward` (whole sequence) and `step` (incremental) are
+twins, and a contract test proves them equal for every implementation.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,9 +59,9 @@ class TextToToken(Protocol):
 class Patcher(Protocol):
     """Fills the two booleans that drive the latent model.
 
-    The same document, `draw` and `progress` always give the same patches. `draw` is a uniform number in [0, 1) that is a
-    pure function of the sample's global index and the run's seed, for patchers that choose at random; `progress` is the
-    share of the run that is done, in [0, 1], for patchers that follow a curriculum.
+    The same document, `draw` and `progress` always give the same patches. `draw` is a uniform number in [0, 1) that is
+    a pure function of the sample's global index and the run's seed, for patchers that choose at random; `progress` is
+    the share of the run that is done, in [0, 1], for patchers that follow a curriculum.
     """
 
     @property
@@ -142,9 +141,9 @@ class Aligner(Protocol):
     """Recording + transcript -> word times."""
 
     def align(self, waveform: Waveform, text: str) -> tuple[AlignedWord, ...]:
-        """One word per whitespace-separated word of `text`, in its spelling, in order, inside the audio; `score` in [0, 1].
+        """One word per whitespace-separated word of `text`, in its spelling and order, with times inside the audio.
 
-        A word whose times were not heard lies between its neighbours with score 0. Raises ValueError when the audio cannot
-        be used, when no word can be found, or when the text is too long for the audio.
+        `score` lies in [0, 1]. A word whose times were not heard lies between its neighbours with score 0. Raises
+        ValueError when the audio cannot be used, when no word can be found, or when the text is too long for the audio.
         """
         ...

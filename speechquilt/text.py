@@ -1,7 +1,6 @@
 """Text tokenizer (byte-level BPE, `tokenizers` JSON) and the plain form of text that speech recognition is scored on.
 
-Place in the pipeline: layer 1; the ASR head, the text-to-token model, the data pipeline and the evals all share one.
-Trap: byte-level means any script round-trips, but only text like the training text is short.
+Byte-level means that text in any script comes back unchanged, but only text like the training text becomes few ids.
 """
 
 import re
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
 class TextTokenizer:
-    """Text <-> ids 0 .. size - 1. A word gets the same ids at the start of a piece and inside it (a space is prefixed)."""
+    """Text <-> ids 0 .. size - 1. A space is put before every text, so a word has the same ids at its start and inside."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -1,8 +1,8 @@
-"""Text -> speech with exact word times, by espeak-ng: the embedded default voice of the story.
+"""Text -> speech with exact word times, by espeak-ng: a small synthetic voice that needs no recordings and no network.
 
-Place in the pipeline: layer 2; implements `protocols.TextToSpeech`. Real projects bring recordings or a neural voice.
-Trap: espeak-ng keeps its pitch flutter, noise and glottal phase in C statics that no call resets, so the same text sounds
-different after another text. The library is therefore loaded afresh for every utterance (about 1 ms); never cache it.
+Trap: espeak-ng keeps its pitch flutter, noise and glottal phase in C statics that no call resets, so the same text
+sounds different after another text. The library is therefore loaded afresh for every utterance (about 1 ms); never
+cache it.
 """
 
 import ctypes
@@ -34,17 +34,19 @@ _one_at_a_time = threading.Lock()  # espeak-ng is one global speaker
 
 @dataclass(frozen=True, kw_only=True)
 class EspeakTTSConfig:
-    """`voices`: language, then `+variant` ("en-us+f3"); `pitch` and `pitch_range` are espeak's 0..100.
-
-    Every spoken token costs compute, so the default is faster than espeak's own 175 words per minute, and silences after
-    words are cut to `max_pause_s`.
-    """
+    """Voices and speed of espeak-ng, the synthetic speaker. Every spoken second costs tokens and so compute, which is
+    why the default is faster than espeak's own 175 words per minute and pauses are short."""
 
     voices: tuple[str, ...] = ("en-us", "en-us+f3", "en+m3", "en+f4")
+    """Voices to speak with, each once: an espeak-ng language ("en-us"), or one with a variant ("en-us+f3")."""
     words_per_minute: int = 220
+    """Speed in words per minute, 80 to 450. Higher: less audio for the same text."""
     pitch: int = 50
+    """Height of the voice on espeak-ng's scale, 0 to 100. 50 is the voice's own."""
     pitch_range: int = 50
+    """How much the pitch moves on espeak-ng's scale, 0 to 100. 0 is a monotone, 50 the voice's own."""
     max_pause_s: float = 0.16
+    """Longest silence after a word in seconds; a longer one is cut to this. 0 leaves no pauses."""
 
     def __post_init__(self) -> None:
         if not self.voices or len(set(self.voices)) != len(self.voices):
@@ -84,7 +86,8 @@ class EspeakTTS:
         """One utterance at 22,050 Hz with one `AlignedWord` per whitespace-separated word of `text`.
 
         Words keep their punctuation; a sign that stands alone joins the word before it. A word ends where its sound
-        does, so pauses are gaps between words. Raises ValueError on a voice outside the config and on text without words.
+        does, so pauses are gaps between words. Raises ValueError on a voice outside the config and on text without
+        words.
         """
         if voice not in self.voices:
             raise ValueError(f"voice {voice!r} is not one of this speaker's: {', '.join(self.voices)}")
@@ -193,7 +196,8 @@ def _shorten_pauses(
 
 
 def _with_capitals(text: str) -> str:
-    """Upper case after ". ": espeak-ng takes a full stop before a small letter for an abbreviation and does not pause."""
+    """Upper case after ". ": espeak-ng takes a full stop before a small letter for an abbreviation and does not
+    pause."""
     return re.sub(r"(?<=[.]\s)[a-z]", lambda letter: letter.group().upper(), text)
 
 

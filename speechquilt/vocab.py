@@ -1,7 +1,8 @@
 """One id space for the language models: text | special | speech. Documents become ids here and nowhere else.
 
-Place in the pipeline: layer 0, between shards (LOCAL ids) and everything that holds embeddings (model ids).
-Trap: nothing else may know an offset. Padding ids at the end (`size` is rounded up for the GPU) are never produced.
+Shards hold LOCAL ids, which count from 0 in each modality; models hold the ids of this space. No other module computes
+with these offsets.
+Trap: the last ids are padding (`size` is rounded up for the GPU); no document has them.
 """
 
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ class Special(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocab:
-    """`num_text` ids of the text tokenizer, the specials, `num_speech` codebook entries, padding up to `size`."""
+    """The layout of all ids: text, special tokens, speech, and padding up to `size`."""
 
     num_text: int
+    """Ids of the text tokenizer, 0 to num_text - 1."""
     num_speech: int
+    """Entries of the speech tokenizer's codebook; their ids follow the special tokens'."""
 
     @property
     def size(self) -> int:

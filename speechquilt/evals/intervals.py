@@ -1,6 +1,5 @@
 """How sure a score is: every 95 % interval is made here, of accuracies, of paired differences, of losses and error rates.
 
-Place in the pipeline: the tasks count right and wrong answers; this turns the counts into numbers that may be compared.
 Trap: items are not independent. Ten questions about one fact are right or wrong together, so the interval is computed
 from the number of clusters (facts, stories), not from the number of items.
 """
@@ -16,13 +15,18 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of right answers with its 95 % interval; `n` items about `clusters` distinct things."""
+    """Share of right answers, with its 95 % interval."""
 
     value: float
+    """The share, 0 to 1."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
     n: int
+    """Items."""
     clusters: int
+    """Distinct things that the items are about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +34,15 @@ class Difference:
     """Accuracy of system a minus accuracy of system b on the same items, with its 95 % interval."""
 
     value: float
+    """The difference, -1 to 1; above 0 when a is better."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
     n: int
+    """Items."""
     clusters: int
+    """Distinct things that the items are about."""
 
 
 @dataclass(frozen=True, kw_only=True)

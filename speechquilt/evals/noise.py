@@ -1,8 +1,8 @@
 """Noise of synthetic speech: how far the tokens of spoken spans read back as what was spoken, by kind of text.
 
-Place in the pipeline: layer 3; the interleaving job adds a sample of its spans, the shards' `stats.json` keeps the counts.
-Trap: the reader is the speech tokenizer's own ASR head. Its own mistakes are in the rate, what it guesses rightly from wrong
-tokens is not; so only rates of one tokenizer may be compared.
+A sample of an interleaving job's spans is read back; `stats.json` beside the shards keeps the counts.
+Trap: the reader is the speech tokenizer's own ASR head. Its own mistakes are in the rate, what it guesses rightly from
+wrong tokens is not; so only rates of one tokenizer may be compared.
 """
 
 import re
@@ -65,7 +65,7 @@ def kind_of(text: str) -> Kind:
 
 
 def _has_name(text: str) -> bool:
-    """A capital where no sentence begins. The first word says nothing, and a text all in capitals shouts."""
+    """A capital where no sentence begins. The first word says nothing, and a text all in capitals has no names."""
     words = text.split()
     if sum(_is_capitals(word) for word in words) > len(words) / 2:
         return False

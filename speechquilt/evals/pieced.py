@@ -1,8 +1,9 @@
 """A scorer for models that read speech as BPE pieces: requests and answers stay in the speech tokenizer's own ids.
 
-Place in the pipeline: layer 3, what `load_scorer` gives for a run with `speech_pieces`; tasks cannot tell the difference.
-Trap: the likelihood is that of one segmentation, a lower bound of the likelihood of the ids. Prompt and continuation are cut
-into pieces separately, so that all endings follow the same prompt and none is helped by a piece across the join.
+Tasks cannot tell it from a scorer of base tokens.
+Trap: the likelihood is that of one segmentation, a lower bound of the likelihood of the ids. Prompt and continuation
+are cut into pieces separately, so that all endings follow the same prompt and none is helped by a piece across the
+join.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """results.json: one flat table of numbers whose every key is documented here.
 
-Place in the pipeline: the recipes write it, the report, CI and other people's scripts read it.
 Trap: `<name>` in a key of `SCHEMA` stands for exactly one part between dots; a number that has no line here cannot be
 written, so a new measure starts with a new line.
 """

@@ -1,6 +1,6 @@
 """What an evaluation may ask of a language model: log-likelihoods of continuations, and generated answers.
 
-Place in the pipeline: between the trained model and the tasks; the only evaluation code that sees model ids.
+This is the only evaluation code that sees model ids.
 Trap: a continuation in the modality of the prompt's end is the same span, not a new one: no marker between them, and
 the patch grid runs on across the join (spec latent-speech-text 9), so no system is told where the ending starts.
 """
@@ -18,7 +18,7 @@ from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
 
-DRAW = 0.0  # patchers that choose at random are fixed at test time
+DRAW = 0.0  # patchers that choose at random get this instead of a draw
 
 
 class Request(NamedTuple):

@@ -1,7 +1,5 @@
 """Tasks: pick the most likely ending, and answer a question, each with everything its score depends on.
 
-Place in the pipeline: a recipe builds the items (a story or a question in some modality), a `Scorer` runs the model,
-the results go to results.json and the report.
 Trap: a score is only comparable with the same name, version and settings; all three are in every result. Change how
 items are laid out or matched, and the version goes up.
 """

@@ -1,7 +1,6 @@
 """Word and character error rates: how many words or characters of a transcript are wrong, missing or too many.
 
-Place in the pipeline: scores the speech tokenizer (its ASR head), the text-to-token model (its tokens read back) and
-spoken answers. Both sides are compared as `text.spoken_form`.
+Both sides are compared as `text.spoken_form`.
 Trap: the rate of a set is total errors over total reference words, not the mean of the rates of its sentences. Scripts
 without spaces have a single word per sentence; character errors, which ignore spaces, are for them.
 """

@@ -7,9 +7,8 @@ Trap: what has word times keeps them, as they are. To align such recordings anew
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,48 @@ from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.recordings import METADATA, AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
 from speechquilt.data.sources import audio_files
 from speechquilt.data.sources.audio_files import BrokenAudio, Piece
-from speechquilt.jobs import bulk, execution
+from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
-from speechquilt.jobs.tokenize_audio import device_of, num_workers
-from speechquilt.stages.corpus import Corpus
-from speechquilt.stages.train_aligner import AlignerRecipe, align_utterances, load_aligner, train_aligner
-from speechquilt.types import AlignedWord, Reject, Row, Utterance
+from speechquilt.jobs.execution import Execution
+from speechquilt.jobs.tokenize_audio import Device, device_of, num_workers
+from speechquilt.stages.train_aligner import load_aligner
+from speechquilt.types import Row
 
 OUTPUT = "aligned"  # folder of shards, below the folder of the metadata
 PIECE_S = 30.0  # of audio decoded at once
 ALIGNER_FILES = ("config.json", "shift.json", "vocab.json", "*.safetensors")  # what decides the times
-WORDS_FILE = "words.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignWork:
-    """What every worker needs to know. `root`: what paths are relative to; `aligner`: its folder; `device` "auto", "cpu" or
-    "cuda"; `max_seconds`: longer recordings are rejected. Implements `bulk.Work`.
-    """
+class AlignSettings:
+    """How recordings are read and aligned."""
 
-    root: str
-    aligner: str
-    device: str = "auto"
+    device: Device = "auto"
+    """What the aligner's network runs on; auto: a GPU when there is one."""
     max_seconds: float = float("inf")
+    """Longer recordings are rejected, in seconds."""
+    files_per_task: int = 100
+    """Recordings in one task; a kill loses at most the tasks at hand."""
 
     def __post_init__(self) -> None:
         if self.max_seconds <= 0:
             raise ValueError(f"max_seconds={self.max_seconds} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignWork:
+    """What every worker needs to know; implements `bulk.Work`. `root`: what paths are relative to; `aligner`: its folder."""
+
+    root: str
+    aligner: str
+    settings: AlignSettings = AlignSettings()
 
     @property
     def unit(self) -> str:
         return "s audio"
 
     def open(self, worker: int) -> "AlignTask":
-        return AlignTask(self, load_aligner(self.aligner, device_of(self.device, worker)))
+        return AlignTask(self, load_aligner(self.aligner, device_of(self.settings.device, worker)))
 
 
 class AlignTask:
@@ -83,7 +90,7 @@ class AlignTask:
         text = item["text"] or " ".join(w.text for w in known) or audio_files.transcript_of(path)
         if not text:
             raise BrokenAudio("no transcript")
-        heard = _Heard(path, self.aligner.emitter.sample_rate, self.work.max_seconds)
+        heard = _Heard(path, self.aligner.emitter.sample_rate, self.work.settings.max_seconds)
         if known:
             words = known
             for _ in heard:  # a broken file is no recording, whatever its table says
@@ -118,16 +125,12 @@ def align_folder(
     source: Path,
     output: Path,
     aligner: Path,
-    *,
-    workers: int | None = None,
-    device: str = "auto",
-    max_seconds: float = float("inf"),
-    files_per_task: int = 100,
-    max_reject_ratio: float = 0.1,
+    settings: AlignSettings = AlignSettings(),
+    execution: Execution = Execution(),
 ) -> None:
-    """All of `source` into `output`/metadata.jsonl, which `tokenize`, `train text_to_token` and `story own` read.
+    """All recordings of `source` that have a transcript -> `output`/metadata.jsonl with the times of their words.
 
-    The same call goes on where a killed one stopped; the result is that of a call that was not killed, with any number of
+    The same call goes on where a killed one stopped; the times are those of a run that was not killed, with any number of
     workers. Raises what `list_audio`, `load_aligner`, `bulk.prepare` and `bulk.merge` do, and ValueError for one folder as both.
     """
     items = audio_files.list_audio(source)
@@ -135,14 +138,16 @@ def align_folder(
     if output.resolve() == root:
         raise ValueError(f"output {output} holds the corpus itself, whose metadata would be lost; give another folder")
     load_aligner(aligner)  # a wrong folder is an error here, not in a worker
-    work = AlignWork(root=str(root), aligner=str(aligner.resolve()), device=device, max_seconds=max_seconds)
+    work = AlignWork(root=str(root), aligner=str(aligner.resolve()), settings=settings)
     made_by = {"stage": "align", "aligner": _fingerprint(aligner)}
     info = ShardInfo(num_text=0, num_speech=0, text_fingerprint="", speech_fingerprint="", made_by=made_by)
-    settings = {"command": "align", "max_seconds": str(max_seconds)}
+    decisive = {"command": "align", "max_seconds": str(settings.max_seconds)}
     outputs = {OUTPUT: Output(writer=AlignedWriter, info=info)}
-    job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_task)
-    counts = execution.run(job, "local", workers, (), max_reject_ratio, num_workers(device))
-    assert counts is not None  # only a queue leaves them open
+    job = bulk.prepare(output, work, decisive, outputs, items, items_per_task=settings.files_per_task)
+    counts = execution.run(job, num_workers(settings.device))
+    if counts is None:
+        print(f"\nsubmitted; give the same command again when the queue is through with it, for {output / METADATA}")
+        return
     write_metadata(output, root, AlignedFolder(output / OUTPUT).in_order())
     print("\n".join(f"{name:<10} {n}" for name, n in counts.items()))
     print(f"\nmade     {output / METADATA}\nnext     speechquilt tokenize {output} SHARDS --tokenizer RUN_OR_FOLDER")
@@ -156,37 +161,3 @@ def _fingerprint(aligner: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
-
-
-def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    """A story's stage: train an aligner on the corpus in `folder`, and write there the word times of all its recordings."""
-    found = train_aligner(recipe, corpus.sentences, corpus.held_out, folder)
-    aligned, rejects = align_utterances(load_aligner(folder), [*corpus.sentences, *corpus.held_out])
-    temporary = folder / f"{WORDS_FILE}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        for utterance in aligned:
-            words = [asdict(word) for word in utterance.alignment]
-            file.write(json.dumps({"id": utterance.id, "words": words}, ensure_ascii=False) + "\n")
-        for reject in rejects:
-            file.write(json.dumps({"id": reject.id, "reason": reject.reason}, ensure_ascii=False) + "\n")
-    temporary.replace(folder / WORDS_FILE)
-    return {**found, "aligner.aligned": len(aligned), "aligner.rejects": len(rejects)}
-
-
-def with_word_times(corpus: Corpus, folder: Path) -> Corpus:
-    """The corpus with the word times of `align_corpus`; what could not be aligned joins its rejects."""
-    with (folder / WORDS_FILE).open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    words = {row["id"]: tuple(AlignedWord(**word) for word in row["words"]) for row in rows if "words" in row}
-
-    def aligned(utterances: Sequence[Utterance]) -> list[Utterance]:
-        return [replace(u, alignment=words[u.id]) for u in utterances if u.id in words]
-
-    rejects = [Reject(id=row["id"], reason=row["reason"]) for row in rows if "reason" in row]
-    return replace(
-        corpus,
-        sentences=aligned(corpus.sentences),
-        held_out=aligned(corpus.held_out),
-        spoken=aligned(corpus.spoken),
-        rejects=[*corpus.rejects, *rejects],
-    )

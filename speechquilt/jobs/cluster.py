@@ -7,7 +7,7 @@ the job's folder and the logs in it belong together: delete both or neither.
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,13 +59,13 @@ class MergeStep(PipelineStep):
         return data
 
 
-def run_on(
-    job: Job, executor: str, workers: int | None, settings: Sequence[str], max_reject_ratio: float
+def run_on_cluster(
+    job: Job, executor: str, workers: int | None, settings: Mapping[str, str], max_reject_ratio: float
 ) -> dict[str, int] | None:
     """Run the job there and return its counts; None when it was handed to a queue that works on it later.
 
-    `settings`: key=value of datatrove's executor, for example partition=gpu time=24:00:00 gpus_per_task=1. Raises
-    ValueError when one is unknown or missing.
+    `settings`: of datatrove's executor, for example partition=gpu time=24:00:00 gpus_per_task=1. Raises ValueError when one
+    is unknown or missing.
     """
     keywords = _keywords(executor, settings)
     logs = job.folder / JOB_FOLDER
@@ -94,16 +94,14 @@ def run_on(
     return None
 
 
-def _keywords(executor: str, settings: Sequence[str]) -> dict[str, Any]:
+def _keywords(executor: str, settings: Mapping[str, str]) -> dict[str, Any]:
     known = set(inspect.signature(EXECUTORS[executor].__init__).parameters) - _OURS - {"self"}
-    keywords: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
+    for key in settings:
+        if key not in known:
             raise ValueError(
-                f"{setting!r} is no setting of datatrove's {executor} executor; write key=value; {config.nearest(key, sorted(known))}"
+                f"{key!r} is no setting of datatrove's {executor} executor; {config.nearest(key, sorted(known))}"
             )
-        keywords[key] = _value(value)
+    keywords = {key: _value(value) for key, value in settings.items()}
     if missing := [key for key in REQUIRED[executor] if key not in keywords]:
         raise ValueError(f"the {executor} executor needs {missing[0]}; add --cluster {missing[0]}=...")
     return keywords

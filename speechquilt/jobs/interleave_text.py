@@ -28,10 +28,10 @@ from speechquilt.data.sources import text_files
 from speechquilt.data.sources.text_files import TextReader
 from speechquilt.evals import noise
 from speechquilt.evals.noise import NoiseMeter
-from speechquilt.jobs import bulk, execution
+from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
-from speechquilt.jobs.execution import Executor
-from speechquilt.jobs.tokenize_audio import DTYPES, DType, device_of, num_workers
+from speechquilt.jobs.execution import Execution
+from speechquilt.jobs.tokenize_audio import Device, DType, device_of, num_workers
 from speechquilt.span_length import USUAL_RATE
 from speechquilt.stages.training_documents import shard_info, speak_spans
 from speechquilt.text_to_token import network
@@ -49,24 +49,31 @@ NOISE_AT_LEAST = 8  # spans of a shard that are read back, however small the sha
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterleaveWork:
-    """What every worker needs to know. `text_to_token`: folder of the model that speaks; `device` "auto", "cpu" or "cuda";
-    `dtype` of its weights; `rows`: spans that are spoken at once (None: by the worker's device); `tokenizer`: folder of the
-    speech tokenizer that reads a `noise_sample` of the spans back ("": noise is not measured). Implements `bulk.Work`.
-    """
+class InterleaveSettings:
+    """How a corpus is read and spoken."""
 
-    reader: TextReader
-    rule: InterleaveConfig
-    text_to_token: str
-    device: str = "auto"
-    dtype: DType = "float32"
-    rows: int | None = None
-    tokenizer: str = ""
+    passes: int = 1
+    """Times through the corpus, with other spans spoken each time."""
+    text_column: str = "text"
+    """Key or column of .jsonl, .parquet and .arrow files that holds the text."""
+    max_words: int = text_files.MAX_WORDS
+    """Longer documents are cut into parts of at most so many words."""
+    slice_mib: float = text_files.SLICE_BYTES / 2**20
+    """Text in one slice of the corpus, in MiB; a slice is the smallest piece of work."""
+    slices_per_shard: int = 1
+    """Slices in one task, which makes one shard."""
     noise_sample: float = 0.01
+    """Share of the spoken spans that the speech tokenizer reads back to measure the noise, 0 to 1."""
+    device: Device = "auto"
+    """What the text-to-token model runs on; auto: a GPU when there is one."""
+    dtype: DType = "float32"
+    """Of the model's weights."""
+    rows: int | None = None
+    """Spans that are spoken at once; none: what suits the device (128, on a GPU 1024)."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.passes < 1:
+            raise ValueError(f"passes={self.passes} must be at least 1")
         if self.rows is not None and self.rows < 1:
             raise ValueError(
                 f"rows={self.rows} must be at least 1 span; leave it out for a number that suits the device"
@@ -74,16 +81,28 @@ class InterleaveWork:
         if not 0 <= self.noise_sample <= 1:
             raise ValueError(f"noise_sample={self.noise_sample} must be between 0 and 1, a share of the spoken spans")
 
+
+@dataclass(frozen=True, kw_only=True)
+class InterleaveWork:
+    """What every worker needs to know; implements `bulk.Work`. `text_to_token`: folder of the model that speaks; `tokenizer`:
+    folder of the speech tokenizer that reads spans back ("": noise is not measured)."""
+
+    reader: TextReader
+    rule: InterleaveConfig
+    text_to_token: str
+    tokenizer: str = ""
+    settings: InterleaveSettings = InterleaveSettings()
+
     @property
     def unit(self) -> str:
         return "tokens"
 
     def open(self, worker: int) -> "InterleaveTask":
-        device = device_of(self.device, worker)
+        device = device_of(self.settings.device, worker)
         loaded = network.load(Path(self.text_to_token))
         ear = SupervisedTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
-        model = loaded.model.to(device, getattr(torch, self.dtype))
-        return InterleaveTask(self, engine_for(device, self.rows).build(model, loaded.tokenizer), ear)
+        model = loaded.model.to(device, getattr(torch, self.settings.dtype))
+        return InterleaveTask(self, engine_for(device, self.settings.rows).build(model, loaded.tokenizer), ear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +134,10 @@ class InterleaveTask:
         tally = _Tally()
         if self.ear:
             tally.noise = NoiseSample(
-                NoiseMeter(self.ear), self.work.noise_sample, self.engine.tokenizer.encode, self.engine.frame_rate
+                NoiseMeter(self.ear),
+                self.work.settings.noise_sample,
+                self.engine.tokenizer.encode,
+                self.engine.frame_rate,
             )
         for item in items:
             told = 0.0
@@ -219,66 +241,48 @@ def interleave_corpus(
     output: Path,
     text_to_token: Path,
     *,
-    passes: int = 1,
-    ratio: float = 0.3,
-    seed: int = 0,
-    languages: Sequence[str] = InterleaveConfig.languages,
-    text_column: str = "text",
-    max_words: int = text_files.MAX_WORDS,
-    slice_bytes: int = text_files.SLICE_BYTES,
-    slices_per_shard: int = 1,
-    workers: int | None = None,
-    device: str = "auto",
-    dtype: DType = "float32",
-    rows: int | None = None,
     tokenizer: Path | None = None,
-    noise_sample: float = 0.01,
-    max_reject_ratio: float = 0.1,
-    executor: Executor = "local",
-    cluster: Sequence[str] = (),
+    rule: InterleaveConfig = InterleaveConfig(),
+    settings: InterleaveSettings = InterleaveSettings(),
+    execution: Execution = Execution(),
 ) -> None:
-    """All of `source` (see `text_files.open_corpus`) `passes` times, with other spans each time, into shards in `output`.
+    """All of `source` (see `text_files.open_corpus`), as often as `settings.passes` says, into shards in `output`.
 
-    `languages`: what the text-to-token model speaks; words in other scripts stay text. `rows`: spans that are spoken at once
-    (None: those of `EngineConfig`, on a GPU `CUDA_ROWS`). The same call goes on where a killed one stopped; the shards are
-    those of a run that was not killed, with any number of workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge`
-    do, ValueError when `tokenizer` is another one than the text-to-token model speaks for.
+    The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
+    workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
+    the text-to-token model speaks for.
     """
-    if passes < 1:
-        raise ValueError(f"passes={passes} must be at least 1")
     corpus = text_files.open_corpus(source)
     _check_apart(Path(source), output)
     speaker = network.describe(text_to_token)
     _check_tokenizer(tokenizer, speaker)
     work = InterleaveWork(
-        reader=TextReader(root=str(corpus.root), text_column=text_column, max_words=max_words),
-        rule=InterleaveConfig(ratio=ratio, seed=seed, languages=tuple(languages)),
+        reader=TextReader(root=str(corpus.root), text_column=settings.text_column, max_words=settings.max_words),
+        rule=rule,
         text_to_token=str(text_to_token.resolve()),
-        device=device,
-        dtype=dtype,
-        rows=rows,
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
-        noise_sample=noise_sample,
+        settings=settings,
     )
+    slice_bytes = round(settings.slice_mib * 2**20)
     slices = (
         {**piece, "pass": p}
-        for p in range(passes)
-        for piece in corpus.slices(text_column=text_column, slice_bytes=slice_bytes)
+        for p in range(settings.passes)
+        for piece in corpus.slices(text_column=settings.text_column, slice_bytes=slice_bytes)
     )
+    noise_sample = settings.noise_sample if tokenizer else 0
     job = bulk.prepare(
         output,
         work,
-        {"command": "interleave", "text_column": text_column, "noise_sample": str(noise_sample if tokenizer else 0)},
-        {SHARDS: output_of(work, speaker, passes)},
+        {"command": "interleave", "text_column": settings.text_column, "noise_sample": str(noise_sample)},
+        {SHARDS: output_of(work, speaker)},
         slices,
-        items_per_task=slices_per_shard,
+        items_per_task=settings.slices_per_shard,
         summarise=summarise,
     )
-    counts = execution.run(job, executor, workers, cluster, max_reject_ratio, num_workers(device))
-    _report(counts, output)
+    _report(execution.run(job, num_workers(settings.device)), output)
 
 
-def output_of(work: InterleaveWork, speaker: Description, passes: int) -> Output:
+def output_of(work: InterleaveWork, speaker: Description) -> Output:
     """What the shards say of themselves: both tokenizers, the model that spoke, the rule and its seed."""
     info = shard_info(
         speaker.config.vocab,
@@ -286,12 +290,12 @@ def output_of(work: InterleaveWork, speaker: Description, passes: int) -> Output
         speaker.speech_fingerprint,
         stage="interleave",
         text_to_token=model_fingerprint(Path(work.text_to_token)),
-        passes=passes,
+        passes=work.settings.passes,
         max_words=work.reader.max_words,
         **config.to_dict(work.rule),
         engine=_sampling(),
-        rows=work.rows,
-        dtype=work.dtype,
+        rows=work.settings.rows,
+        dtype=work.settings.dtype,
     )
     return Output(writer=ShardWriter, info=info)
 

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
 from speechquilt.data.sources import audio_files
 from speechquilt.data.sources.audio_files import BrokenAudio, End, Piece
-from speechquilt.jobs import bulk, execution
+from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
-from speechquilt.jobs.execution import Executor
+from speechquilt.jobs.execution import Execution
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import aligned_tokens, encode_batch
@@ -41,24 +41,25 @@ POOL_BATCHES = 8  # batches' worth of audio that are sorted by length together
 WHOLE_S = 30.0  # longest clip that goes through `encode` in a tokenizer whose windows overlap
 
 DType = Literal["float32", "bfloat16"]
-DTYPES: tuple[DType, ...] = get_args(DType)
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeWork:
-    """What every worker needs to know. `root`: what paths are relative to; `tokenizer`: its folder; `device` "auto", "cpu" or
-    "cuda"; `batch_seconds`: audio in one forward pass, padding included (None: by device); `max_seconds`: longer recordings
-    are rejected; `readers`: threads that read and resample ahead of the encoder; `dtype`: of the matrix products, where bfloat16
-    is faster on a GPU and changes some tokens. Implements `bulk.Work`.
-    """
+class TokenizeSettings:
+    """How recordings are read and encoded."""
 
-    root: str
-    tokenizer: str
-    device: str = "auto"
-    batch_seconds: float | None = None
-    max_seconds: float = float("inf")
-    readers: int = 2
+    device: Device = "auto"
+    """What the tokenizer runs on; auto: a GPU when there is one."""
     dtype: DType = "float32"
+    """Of matrix products; bfloat16 is faster on a GPU and changes some tokens."""
+    batch_seconds: float | None = None
+    """Audio in one forward pass, padding included, in seconds; none: 24, on a GPU 1920."""
+    max_seconds: float = float("inf")
+    """Longer recordings are rejected, in seconds."""
+    readers: int = 2
+    """Threads of each worker that read and resample ahead of the encoder."""
+    files_per_shard: int = 1000
+    """Recordings in one task, which makes one shard of each kind."""
 
     def __post_init__(self) -> None:
         if self.readers < 1:
@@ -66,12 +67,21 @@ class TokenizeWork:
         if (self.batch_seconds is not None and self.batch_seconds <= 0) or self.max_seconds <= 0:
             raise ValueError(f"batch_seconds={self.batch_seconds} and max_seconds={self.max_seconds} must be positive")
 
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeWork:
+    """What every worker needs to know; implements `bulk.Work`. `root`: what paths are relative to; `tokenizer`: its folder."""
+
+    root: str
+    tokenizer: str
+    settings: TokenizeSettings = TokenizeSettings()
+
     @property
     def unit(self) -> str:
         return "s audio"
 
     def open(self, worker: int) -> "TokenizeTask":
-        device = device_of(self.device, worker)
+        device = device_of(self.settings.device, worker)
         tokenizer: Any = loading.load(self.tokenizer)
         return TokenizeTask(self, tokenizer.to(device), device)
 
@@ -82,14 +92,16 @@ class TokenizeTask:
     def __init__(self, work: TokenizeWork, tokenizer: SpeechTokenizer, device: str) -> None:
         self.work, self.tokenizer, self.root = work, tokenizer, Path(work.root)
         self.device = device
-        self.batch_seconds = work.batch_seconds or (
+        self.batch_seconds = work.settings.batch_seconds or (
             CUDA_BATCH_SECONDS if device.startswith("cuda") else CPU_BATCH_SECONDS
         )
         self.text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
 
     def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
-        events = audio_files.read_ahead(list(enumerate(items)), self._read, threads=self.work.readers)
-        for end, ids_T in encode_stream(self.tokenizer, events, self.batch_seconds, self.device, self.work.dtype):
+        events = audio_files.read_ahead(list(enumerate(items)), self._read, threads=self.work.settings.readers)
+        for end, ids_T in encode_stream(
+            self.tokenizer, events, self.batch_seconds, self.device, self.work.settings.dtype
+        ):
             self._write(items[end.file], end, ids_T, out)
             out.tell(1, end.duration_s)
 
@@ -106,7 +118,7 @@ class TokenizeTask:
             path,
             number,
             rate=self.tokenizer.sample_rate,
-            max_seconds=self.work.max_seconds,
+            max_seconds=self.work.settings.max_seconds,
             **piece_sizes(self.tokenizer),
         )
 
@@ -267,44 +279,27 @@ def num_workers(device: str) -> int:
     return torch.cuda.device_count() if device_of(device, 0) != "cpu" else len(os.sched_getaffinity(0))
 
 
-def tokenize(
+def tokenize_folder(
     source: Path,
     output: Path,
     tokenizer: Path,
-    *,
-    workers: int | None = None,
-    device: str = "auto",
-    batch_seconds: float | None = None,
-    max_seconds: float = float("inf"),
-    files_per_shard: int = 1000,
-    readers: int = 2,
-    dtype: DType = "float32",
-    max_reject_ratio: float = 0.1,
-    executor: Executor = "local",
-    cluster: Sequence[str] = (),
+    settings: TokenizeSettings = TokenizeSettings(),
+    execution: Execution = Execution(),
 ) -> None:
     """All of `source` into folders of shards under `output`: speech, and where texts are known asr, tts and parallel.
 
     The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
-    workers. `cluster`: key=value settings of datatrove's executor. Raises what `list_audio`, `bulk.prepare` and `bulk.merge` do.
+    workers. Raises what `list_audio`, `bulk.prepare` and `bulk.merge` do.
     """
     items = audio_files.list_audio(source)
-    work = TokenizeWork(
-        root=str((source if source.is_dir() else source.parent).resolve()),
-        tokenizer=str(tokenizer.resolve()),
-        device=device,
-        batch_seconds=batch_seconds,
-        max_seconds=max_seconds,
-        readers=readers,
-        dtype=dtype,
-    )
-    settings = {"command": "tokenize", "max_seconds": str(max_seconds)}
-    if dtype != "float32":
-        settings["dtype"] = dtype
+    root = (source if source.is_dir() else source.parent).resolve()
+    work = TokenizeWork(root=str(root), tokenizer=str(tokenizer.resolve()), settings=settings)
+    decisive = {"command": "tokenize", "max_seconds": str(settings.max_seconds)}
+    if settings.dtype != "float32":
+        decisive["dtype"] = settings.dtype
     outputs = outputs_of(loading.load(tokenizer))
-    job = bulk.prepare(output, work, settings, outputs, items, items_per_task=files_per_shard)
-    counts = execution.run(job, executor, workers, cluster, max_reject_ratio, num_workers(device))
-    _report(counts, output)
+    job = bulk.prepare(output, work, decisive, outputs, items, items_per_task=settings.files_per_shard)
+    _report(execution.run(job, num_workers(settings.device)), output)
 
 
 def _report(counts: dict[str, int] | None, output: Path) -> None:

@@ -1,8 +1,9 @@
-"""Entropy patching, as in BLT: a patch ends where a small speech LM no longer knows what comes next. Needs no alignment.
+"""Entropy patching, as in BLT: a patch ends where a small speech LM no longer knows what comes next.
 
-Place in the pipeline: one of the patchers of `model.patcher`; the small LM is a `PlainLM` folder trained beforehand.
-Trap: `__call__` and `step` compute the same entropies in another order, so they differ by rounding. The LM runs in float64
-and `calibrate` keeps the threshold away from every entropy it has seen, so that no decision hangs on the last bit.
+It needs no alignment, but a `PlainLM` folder trained beforehand.
+Trap: `__call__` and `step` compute the same entropies in another order, so they differ by rounding. The LM runs in
+float64 and `calibrate` keeps the threshold away from every entropy it has seen, so that no decision depends on the last
+bit.
 """
 
 import bisect
@@ -25,11 +26,15 @@ _CLEAR_GAP = 1e-9  # nats between two entropies, enough for a threshold between 
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyConfig:
-    """`model`: folder of a `PlainLM` over the run's own vocabulary. `threshold` in nats, see `calibrate`."""
+    """Patches that end where a small language model becomes unsure of the next token."""
 
     model: str
+    """Folder of that small model: a trained plain language model with the same vocabulary as the run."""
     threshold: float
+    """A patch ends after a token when the entropy of what may follow it exceeds this, in nats. Higher: longer patches.
+    `calibrate` finds the value for a wanted mean length."""
     max_patch_size: int
+    """Longest patch, in speech tokens: it ends there whatever the entropy."""
 
     def build(self) -> "EntropyPatcher":
         """Raises FileNotFoundError without the model, ValueError when it is of another kind."""
@@ -102,8 +107,8 @@ class EntropyPatcher:
 def calibrate(model: PlainLM, documents: Sequence[LaidOut], *, patch_size: float, max_patch_size: int) -> float:
     """The threshold in nats at which patches hold `patch_size` speech tokens on average over these documents.
 
-    `model` is turned to float64 in place. Raises ValueError when there is no speech, or when no threshold gives that mean
-    to within a tenth: `max_patch_size` is too near, or the entropies are all alike.
+    `model` is turned to float64 in place. Raises ValueError when there is no speech, or when no threshold gives that
+    mean to within a tenth: `max_patch_size` is too near, or the entropies are all alike.
     """
     model.double().eval()
     spans = [entropy_S for x in documents for _, entropy_S in _span_entropies(model, x)]

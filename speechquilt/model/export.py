@@ -1,7 +1,7 @@
 """A plain model as a Hugging Face folder, so that transformers, vLLM and others serve it as it is.
 
-Place in the pipeline: after pretraining; `AutoModelForCausalLM` gives the same logits as `PlainLM`, `AutoTokenizer` the ids of
-`Vocab` (specials and speech tokens are added to the text tokenizer as `<|bos|>`, `<|speech_17|>` and so on).
+`AutoModelForCausalLM` gives the same logits as `PlainLM`, `AutoTokenizer` the ids of `Vocab`: specials and speech
+tokens are added to the text tokenizer as `<|bos|>`, `<|speech_17|>` and so on.
 Trap: a document here is BOS, a marker, ids, another marker, ... The exported tokenizer adds none of them by itself.
 """
 

@@ -1,8 +1,9 @@
-"""FLOPs of a batch, part by part, from the shapes that real tokens and units have (spec 2, section 8).
+"""FLOPs of a batch, part by part, from the shapes that real tokens and units have (spec 2, section 8), so that runs can
+be compared at equal compute.
 
-Place in the pipeline: objectives log it, so that runs can be compared at equal compute.
-Trap: it counts what the model needs, causal pairs inside documents and no padding, not what a dense masked kernel spends
-on the way; a profiler shows more. Multiply-adds of matrices and attention only, a multiply-add is two FLOPs.
+Only multiply-adds of matrices and attention are counted; a multiply-add is two FLOPs.
+Trap: it counts what the model needs, causal pairs inside documents and no padding. A dense masked kernel computes more
+than that, so a profiler shows more.
 """
 
 from dataclasses import dataclass
@@ -19,20 +20,26 @@ BACKWARD = 2  # times the forward pass: one product for the inputs' gradient, on
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What of a batch costs compute, padding left out; pairs are (query, key) pairs within documents.
-
-    `local`: tokens that run through the local modules; `pooled_tokens`, `pooled_units`: those that are pooled, and into how
-    many units. With one stream (plain models, text through the decoder) they are all tokens and all units.
-    """
+    """What of a batch costs compute, padding left out. Pairs are (query, key) pairs of attention within documents. With
+    one stream (plain models, text through the decoder) `local` and `pooled_tokens` are all tokens, `pooled_units` all
+    units."""
 
     tokens: int
+    """Tokens of the batch."""
     units: int
+    """Units that the large transformer reads; in a plain model the tokens."""
     local: int
+    """Tokens that run through the local modules."""
     pooled_tokens: int
+    """Tokens that are pooled into units."""
     pooled_units: int
+    """Units that these are pooled into."""
     unit_pairs: int
+    """Pairs of units in the large transformer."""
     local_pairs: int
+    """Pairs of tokens in the local layers' self-attention."""
     visible_pairs: int
+    """Pairs of a token and a unit that it may read."""
 
 
 def real_tokens(batch: Batch) -> torch.Tensor:
@@ -84,8 +91,11 @@ def training_flops(config: PlainLMConfig | LatentLMConfig, batch: Batch) -> floa
 
 
 def forward_flops(config: PlainLMConfig | LatentLMConfig, size: Sizes) -> dict[str, float]:
-    """Part -> FLOPs. "global": the large transformer; "local": blocks of encoder and decoder; "cross": pooling, the maps
-    between the two widths and all cross-attention; "heads": next-token logits."""
+    """Part -> FLOPs of one forward pass.
+
+    "global": the large transformer; "local": blocks of encoder and decoder; "cross": pooling, the maps between the two
+    widths and all cross-attention; "heads": next-token logits.
+    """
     if isinstance(config, PlainLMConfig):
         return {
             "global": _stack(config.llama, size.tokens, size.unit_pairs),
@@ -102,7 +112,7 @@ def forward_flops(config: PlainLMConfig | LatentLMConfig, size: Sizes) -> dict[s
 
 
 def _stack(config: LlamaConfig, positions: int, pairs: int) -> int:
-    """2 N per position, and scores and mixing over all pairs: 4 L x (width of all heads) per pair."""
+    """2 FLOPs per weight and position; scores and weighted sums take 4 x (width of all heads) per pair and layer."""
     q_width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
     weights = config.width * (2 * q_width + 2 * kv_width + 3 * config.ffn_width)
     return config.num_layers * (2 * weights * positions + 4 * q_width * pairs)
@@ -117,17 +127,14 @@ def _cross(config: LatentLMConfig, size: Sizes) -> int:
     if unit_width != config.global_.width:
         per_pooled_unit += unit_width * config.global_.width
     per_unit = config.global_.width * unit_width + 2 * k * d**2 * layers  # what the decoder reads of it
-    attention = (
-        4 * d * k * (size.pooled_tokens + layers * size.visible_pairs)
-    )  # a token is read by its unit's k queries
+    # A token is read by the k queries of its unit.
+    attention = 4 * d * k * (size.pooled_tokens + layers * size.visible_pairs)
     maps = per_pooled_token * size.pooled_tokens + per_pooled_unit * size.pooled_units
     return 2 * (per_local * size.local + maps + per_unit * size.units) + attention
 
 
-PAPER_SPEECH, PAPER_TEXT = (
-    0.77,
-    2.23,
-)  # tokens: one part interleaved (0.77 speech, 0.23 text), two parts text (Table 13)
+# Tokens of the paper's mixture: one part interleaved (0.77 speech, 0.23 text), two parts text (Table 13).
+PAPER_SPEECH, PAPER_TEXT = 0.77, 2.23
 
 
 def paper_units(patch: int) -> float:
@@ -136,7 +143,7 @@ def paper_units(patch: int) -> float:
 
 
 def paper_row(config: PlainLMConfig | LatentLMConfig, patch: int, units: int = 4096) -> Sizes:
-    """One row full of the paper's mixture, as if it were one document; markers and short last patches are not counted."""
+    """One row full of the paper's mixture, counted as one document without markers or short last patches."""
     tokens = units * (PAPER_SPEECH + PAPER_TEXT) / paper_units(patch)
     local, pooled_units, window, visible = tokens, float(units), None, None
     if isinstance(config, LatentLMConfig):

@@ -1,8 +1,8 @@
 """Ready sizes of both model families (spec 2, 6.2 and 6.3): the paper's ladder from 420M to 7B, and the toy.
 
-Place in the pipeline: recipes start from these and override single keys; `benchmarks/presets.py` prints their table.
-Trap: a plain and a latent preset of one name share the global transformer, not the number of parameters or FLOPs. The
-names are the paper's; its widths are unknown, ours are of BLT's family (25 layers, local width half the global one).
+The names are the paper's. Its widths are unknown; ours are of BLT's family (25 layers, local width half the global
+one).
+Trap: a plain and a latent preset of one name share the global transformer, not the number of parameters or FLOPs.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,17 @@
 """The latent speech-text model: patch encoder, global transformer over units, patch decoder (spec 2, 6).
 
-Place in the pipeline: a `protocols.LanguageModel`; the two booleans of a Batch say what a unit is and when its global
-output may be read. Without them every token is a unit.
-Trap: the prediction at t reads the global outputs of units < visible[t], which is one less than it seems inside an open
-patch. `step` mirrors this: a unit runs through the global transformer when it closes, or, a short patch, when the next
-token opens another unit.
+The two booleans of a Batch say what a unit is and when its global output may be read. Without them every token is a
+unit.
 
-Two ways for text (`text_path`). "decoder": one stream, every token goes through the local modules, as the paper's patcher
-does. "bypass": text and special tokens are embedded straight into the global transformer and predicted from its output;
-only speech spans, from their marker on, run through the local modules. It costs less, and the global transformer with
-`text_embedding` and `text_head` is an ordinary text LM, so that a pretrained one can take its place (`warm_start`).
+Two ways for text (`text_path`). "decoder": one stream, every token goes through the local modules, as the paper's
+patcher does. "bypass": text and special tokens are embedded straight into the global transformer and predicted from its
+output; only speech spans, from their marker on, run through the local modules. It costs less, and the global
+transformer with `text_embedding` and `text_head` is an ordinary text LM, so that a pretrained one can take its place
+(`warm_start`).
+
+Trap: the prediction at t reads the global outputs of complete units only (those below `visible_BT[t]`). Inside an open
+patch the unit of t itself is not among them. `step` mirrors this: a unit runs through the global transformer when it
+closes, or, a short patch, when the next token opens another unit.
 """
 
 from dataclasses import dataclass, replace
@@ -36,22 +38,37 @@ from speechquilt.vocab import Vocab
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLMConfig:
-    """`queries` vectors per unit (k); `window`: reach of local self-attention in tokens and of cross-attention in units.
-
-    `vocab_size` and `num_text` (where the special ids begin; "bypass" alone needs it) come from `for_vocab`.
-    """
+    """The latent speech-text model: a small local encoder pools the tokens of a unit (a patch of speech, or one text
+    token), a large global transformer reads units, and a small local decoder predicts tokens."""
 
     vocab_size: int
+    """Ids of the vocabulary: text, special and speech tokens. 0: not known yet; a run takes it from its tokenizers."""
     global_: LlamaConfig
+    """Sizes of the global transformer, which holds most of the parameters."""
     local_width: int
+    """Numbers per token in the local encoder and decoder. Must be a multiple of `local_heads`; usually half the global
+    width."""
     encoder_layers: int
+    """Transformer layers of the local encoder."""
     decoder_layers: int
+    """Transformer layers of the local decoder; each reads the global transformer's outputs."""
     local_heads: int
+    """Attention heads of each local layer."""
     local_ffn: int
+    """Width inside the feed-forward part of each local layer."""
     queries: int = 2
+    """Vectors of local width that a unit is pooled into. More: less of a patch is lost, and wider maps between the
+    local modules and the global transformer."""
     window: int = 512
+    """How far back the local layers attend: this many tokens in self-attention, this many units in the attention to the
+    global transformer's outputs."""
     text_path: Literal["decoder", "bypass"] = "decoder"
+    """How text takes part. "decoder": every token goes through the local encoder and decoder, as in the paper.
+    "bypass": text goes straight into the global transformer and is predicted from its output, which costs less and lets
+    a pretrained text model take that place."""
     num_text: int = 0
+    """Ids of the text tokenizer, which come first in the vocabulary. 0: not known yet; a run takes it from its
+    tokenizer. Only `text_path` "bypass" needs it."""
 
     @property
     def local(self) -> LlamaConfig:
@@ -117,8 +134,8 @@ class LatentLMConfig:
 class LocalStream:
     """The tokens of a batch that run through the local modules, L per row, in order.
 
-    `index_BL`: their places in the row, T for the slots that a row does not use; None = the whole row. `ids_BL` are rows of
-    the local embedding; `unit_BL` the unit a token is pooled into, U for none; `visible_BL` as in `Batch`.
+    `index_BL`: their places in the row, T for the slots that a row does not use; None = the whole row. `ids_BL`: rows
+    of the local embedding; `unit_BL`: the unit a token is pooled into, U for none; `visible_BL`: as in `Batch`.
     """
 
     index_BL: torch.Tensor | None
@@ -132,8 +149,9 @@ class LocalStream:
 class LatentState:
     """Incremental state, one document per row. Caches are written in place (see `KVState`).
 
-    `local`: self-attention of the encoder layers, then of the decoder layers; `global_`: counted in units; `cross`: what
-    the decoder layers read, k entries per unit; `open_BPD`, `open_B`: encoder states of the open unit and their number.
+    `local`: self-attention of the encoder layers, then of the decoder layers; `global_`: counted in units; `cross`:
+    what the decoder layers read, k entries per unit; `open_BPD`, `open_B`: encoder states of the open unit and their
+    number.
     """
 
     local: KVState
@@ -320,7 +338,7 @@ class LatentLM(nn.Module):
         g_BD, state = self._run_units(z_BD, rows_B, state)
         logits_BV[rows_B, : self.config.num_global_ids] = self.text_head(g_BD[rows_B]).to(logits_BV.dtype)
         speech_N = (rows_B & (ids_B == self.config.speech_marker)).nonzero()[:, 0]
-        logits_BV[speech_N] = -torch.inf  # what follows a speech marker is the decoder's to say
+        logits_BV[speech_N] = -torch.inf  # what follows a speech marker is predicted by the local decoder, in `step`
         return state
 
     def _close(self, rows_B: torch.Tensor, state: LatentState) -> LatentState:
@@ -389,7 +407,8 @@ def unit_docs(doc_BT: torch.Tensor, unit_BT: torch.Tensor, num_units: int) -> to
 
 
 def cross_rule(stream: LocalStream, doc_BU: torch.Tensor, queries: int, window: int) -> MaskRule:
-    """Token t sees the k vectors of the units u of its own document with visible[t] - window <= u < visible[t] (spec 2, 6.4)."""
+    """Token t sees the k vectors of those units u of its own document with visible[t] - window <= u < visible[t]
+    (spec 2, 6.4)."""
 
     def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         unit = kv // queries

@@ -1,7 +1,8 @@
-"""The local modules of the latent model: cross-attention between its two streams, the pooling of patches, a decoder layer.
+"""The local modules of the latent model: cross-attention between its two streams, the pooling of patches, a decoder
+layer.
 
-Place in the pipeline: layer 2, the small half of `latent.LatentLM`; everything here is as wide as the local stream.
-Trap: cross-attention has no RoPE and adds its input once. BLT's released code adds it twice (spec 2, 6.2).
+Everything here is as wide as the local stream. Cross-attention has no RoPE and adds its input once; BLT's released code
+adds it twice (spec 2, 6.2).
 """
 
 import torch
@@ -49,7 +50,7 @@ class UnitEncoder(nn.Module):
         self.cross = CrossAttention(config)
 
     def forward(self, h_MD: torch.Tensor, unit_M: torch.Tensor, num_units: int) -> torch.Tensor:
-        """M tokens of all rows, `unit_M` in 0..num_units-1 -> `[num_units, k * D]`; units without tokens: anything finite."""
+        """M tokens of all rows, `unit_M` in 0..num_units-1 -> `[num_units, k * D]`, finite for units without tokens."""
         cross, k, H = self.cross, self.queries, self.cross.num_heads
         D = h_MD.shape[1]
         pooled_UD = _segment_max(h_MD, unit_M, num_units)

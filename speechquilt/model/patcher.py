@@ -1,8 +1,8 @@
 """Patchers: which tokens open a unit, and after which tokens a unit is known to be complete.
 
-Place in the pipeline: between `vocab.lay_out` and the packer; in generation, between the sampler and `LanguageModel.step`.
-Trap: the last token of a *short* patch at a span end does not close it. Nobody knows yet that the span ends; the marker
-that follows opens its own unit and thereby completes the short one. Closing it would leak the end of the span (spec 2, 6.4).
+Trap: the last token of a *short* patch at the end of a span does not close it. While generating nobody knows yet that
+the span ends; the marker that follows opens its own unit and thereby completes the short one. Closing it earlier would
+tell the model that the span ends (spec 2, 6.4).
 """
 
 from dataclasses import dataclass, replace
@@ -69,14 +69,14 @@ class StaticPatcher:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryNoise:
-    """Moves the ends of aligned patches about, as an aligner's errors would (spec 2, 4: 0.02 to 0.04 s cost about 1 %).
-
-    `seconds`: least and largest move, either way; `frame_rate`: speech tokens per second. A move is turned into whole
-    tokens by stochastic rounding, so that moves shorter than a token count too.
-    """
+    """Moves the ends of aligned patches about, as an aligner's errors would (spec 2, 4: moves of 0.02 to 0.04 s cost
+    about 1 %). A move is turned into whole tokens by stochastic rounding, so that moves shorter than a token count
+    too."""
 
     seconds: tuple[float, float]
+    """Smallest and largest move in seconds, earlier or later by chance: 0 <= smallest <= largest."""
     frame_rate: float
+    """Speech tokens per second of the run's tokenizer, for example 12.5."""
 
     def __post_init__(self) -> None:
         low, high = self.seconds
@@ -108,14 +108,15 @@ class BoundaryNoise:
 
     @staticmethod
     def _in_order(places_N: np.ndarray, num_places: int) -> np.ndarray:
-        """Distinct places in 0..`num_places` - 1, each as near to the wanted one as those before and the rest allow."""
+        """Distinct places in 0..`num_places` - 1, in order, each as near to the wanted one as the others leave room."""
         rank_N = np.arange(len(places_N))
         up_N = np.maximum.accumulate(np.maximum(places_N, 0) - rank_N) + rank_N
         return np.minimum(up_N, num_places - len(places_N) + rank_N)
 
 
 class _NeedsUnitEnds:
-    """What all patchers have in common that cannot generate: their boundaries come from the aligner."""
+    """The incremental half of every patcher that cannot be used in generation, because its boundaries come from an
+    aligner: it refuses."""
 
     causal = False
 
@@ -136,9 +137,9 @@ class _NeedsUnitEnds:
 class AlignedPatcher(_NeedsUnitEnds):
     """One patch per word (or per BPE piece of the text), from the `unit_end_T` the shards carry (spec 2, 5).
 
-    `silence`: each run of it is a patch of its own ("separate"), or joins the unit before it ("merged"; at the start of a
-    span the unit after it). `units`: "words", or "pieces", which also cuts words where the data marks pieces.
-    The end of a unit is side information from the aligner, so its last token closes the patch.
+    `silence`: each run of it is a patch of its own ("separate"), or joins the unit before it ("merged"; at the start of
+    a span the unit after it). `units`: "words", or "pieces", which also cuts words where the data marks pieces. The
+    aligner says where a unit ends, so its last token closes the patch.
     """
 
     silence: Literal["separate", "merged"] = "separate"
@@ -170,7 +171,8 @@ class AlignedPatcher(_NeedsUnitEnds):
 
 
 def _inside_merged(unit_end_T: np.ndarray, is_speech_T: np.ndarray) -> np.ndarray:
-    """True on the unit ends that merging silence removes: those that silence follows, and those of leading silence."""
+    """True on the unit ends that fall away when silence is merged: before a silence, and after silence at the start of
+    a span."""
     num_tokens = len(unit_end_T)
     index_T, silence_T = np.arange(num_tokens), unit_end_T == UnitEnd.SILENCE
     # The next end or span break, and the last word end or span break, of every token.
@@ -200,8 +202,10 @@ class MixedPatcher(_NeedsUnitEnds):
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumPatcher(_NeedsUnitEnds):
-    """Per sequence `aligned` with probability P(progress), else `static`: P is 1 before `tau1`, then falls linearly to 0
-    at `tau2` (spec 2, 5)."""
+    """Per sequence `aligned` with probability P(progress), else `static`.
+
+    P is 1 before `tau1`, then falls linearly to 0 at `tau2` (spec 2, 5).
+    """
 
     aligned: AlignedPatcher
     static: StaticPatcher
@@ -225,23 +229,38 @@ class CurriculumPatcher(_NeedsUnitEnds):
 
 @dataclass(frozen=True, kw_only=True)
 class PatcherConfig:
-    """`patch_size` serves static, mixed and curriculum; `silence`, `units` and `boundary_noise` aligned, mixed and
-    curriculum; `aligned_probability` mixed; `tau1` and `tau2` (fractions of training) curriculum; `entropy` entropy.
-
-    `build` raises ValueError on a value out of range, and on noise or an entropy model that the kind has no use for.
-    """
+    """How speech tokens are grouped into the units of a latent model. A field that only some kinds use names them in
+    brackets."""
 
     kind: Literal["none", "static", "aligned", "mixed", "curriculum", "entropy"]
+    """How patches are cut. "none": every token is a unit. "static": patches of `patch_size` speech tokens. "aligned":
+    one patch per spoken word, from the alignment in the data. "mixed": each sequence is aligned or static by chance.
+    "curriculum": aligned at first, static at the end of training. "entropy": a patch ends where a small model becomes
+    unsure."""
     patch_size: int = 4
+    """Speech tokens per static patch (static, mixed, curriculum). Larger: fewer units, so less compute, and coarser
+    patches."""
     silence: Literal["separate", "merged"] = "separate"
+    """Where silence goes (aligned, mixed, curriculum). "separate": each run of it is a patch of its own. "merged": it
+    joins the word before it; at the start of a span the word after it."""
     units: Literal["words", "pieces"] = "words"
+    """What an aligned patch covers (aligned, mixed, curriculum): "words", or "pieces", which also cuts words where the
+    data marks pieces of the text tokenizer."""
     aligned_probability: float = 0.5
+    """Share of the sequences that is aligned (mixed), 0 to 1; the others are static."""
     tau1: float = 1 / 3
+    """Share of the training after which the first sequences become static (curriculum), 0 to `tau2`. Before it all are
+    aligned."""
     tau2: float = 2 / 3
+    """Share of the training after which all sequences are static (curriculum), `tau1` to 1. Between the two the share
+    of aligned ones falls evenly."""
     boundary_noise: BoundaryNoise | None = None
+    """Random moves of the ends of aligned patches in training (aligned, mixed, curriculum). None: no moves."""
     entropy: EntropyConfig | None = None
+    """The small model and its threshold; given with kind "entropy", and only with it."""
 
     def build(self) -> Patcher:
+        """Raises ValueError on a value out of range, and on noise or an entropy model that the kind has no use for."""
         if self.boundary_noise is not None and self.kind not in ("aligned", "mixed", "curriculum"):
             raise ValueError(
                 f"boundary_noise moves the boundaries of an aligner and kind={self.kind!r} has none; leave it out"
@@ -267,8 +286,10 @@ class PatcherConfig:
 
 
 def eval_patcher(config: PatcherConfig) -> Patcher:
-    """What a model trained with `config` is tested with (spec 2, 9): static for mixed and curriculum, else the same,
-    without the noise, which is an augmentation."""
+    """The patcher that a model trained with `config` is tested with (spec 2, 9): static for mixed and curriculum.
+
+    Every other kind is tested with itself, but without the noise, which is an augmentation.
+    """
     if config.kind in ("mixed", "curriculum"):
         return StaticPatcher(config.patch_size)
     return replace(config, boundary_noise=None).build()

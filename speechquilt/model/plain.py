@@ -1,7 +1,7 @@
 """The plain language model: embedding, Llama stack, untied head. The papers' baseline and the first paper's LM.
 
-Place in the pipeline: a `protocols.LanguageModel`; receives a Batch, ignores its opens and closes.
-Trap: embeddings and head are untied (spec 2, 6.3), so the vocabulary counts twice in the parameters.
+It ignores the opens and closes of a Batch. Embeddings and head are untied (spec 2, 6.3), so the vocabulary counts twice
+in the parameters.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +17,12 @@ from speechquilt.vocab import Vocab
 
 @dataclass(frozen=True, kw_only=True)
 class PlainLMConfig:
+    """A plain language model: one transformer over tokens, text and speech alike."""
+
     vocab_size: int
+    """Ids of the vocabulary: text, special and speech tokens. 0: not known yet; a run takes it from its tokenizers."""
     llama: LlamaConfig
+    """Sizes of the transformer."""
 
     def for_vocab(self, vocab: Vocab) -> "PlainLMConfig":
         """The same model with the sizes of this vocabulary."""

@@ -1,6 +1,5 @@
 """A language model on disk: `config.json` (with its kind) and `model.safetensors`.
 
-Place in the pipeline: what pretraining writes and evals and chat read.
 Trap: the folder does not know the vocabulary's layout, only its size; a run keeps `Vocab` and tokenizer beside it.
 """
 
@@ -41,7 +40,7 @@ def load(folder: Path) -> PlainLM | LatentLM:
 
 
 def empty(config: PlainLMConfig | LatentLMConfig) -> PlainLM | LatentLM:
-    """The model with whatever lies in memory as its weights, to be filled at once: nothing is drawn in vain."""
+    """The model with uninitialised weights, for a caller that fills them all: no time goes into drawing them."""
     with torch.device("meta"):
         model = PlainLM(config) if isinstance(config, PlainLMConfig) else LatentLM(config)
     return model.to_empty(device="cpu")

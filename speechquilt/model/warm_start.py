@@ -1,9 +1,9 @@
 """Start from a text model: a Hugging Face Llama, Qwen2 or Qwen3 folder becomes a plain or a latent speech-text model.
 
-Place in the pipeline: before pretraining; reads config.json and safetensors (one file, or shards with their index), nothing
-that runs code. Before any training the logits of text ids after text ids are the original's (docs/decisions/0008-warm-start.md).
-Trap: text ids are the base model's own, so the vocabulary must be made with the base's tokenizer. That cannot be checked
-here, only that the base has enough rows.
+It reads config.json and safetensors (one file, or shards with their index), nothing that runs code. Before any training
+the logits of text ids after text ids are the original's (docs/decisions/0008-warm-start.md).
+Trap: text ids are the base model's own, so the vocabulary must be made with the base's tokenizer. That cannot be
+checked here, only that the base has enough rows.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,8 @@ PROBES = 256  # random patches on which the scale of a unit vector is measured
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A text model in memory, float32. `stack`: weights of `LlamaStack`; `embedding_RD`, `head_RD`: a row per id of the base."""
+    """A text model in memory, float32. `stack`: weights of `LlamaStack`; `embedding_RD`, `head_RD`: a row per id of the
+    base."""
 
     config: dict[str, Any]
     llama: LlamaConfig
@@ -64,8 +65,8 @@ def latent_from_hugging_face(folder: Path, vocab: Vocab, like: LatentLMConfig, s
     """The base as the global transformer of a latent model whose text bypasses the local modules.
 
     `like` gives the sizes of the local modules (a preset will do); its global transformer, vocabulary and text path are
-    replaced. The local modules are new, drawn with `seed`, and speech units enter the global transformer as large as the
-    base's text embeddings. Raises as `plain_from_hugging_face`.
+    replaced. The local modules are new, drawn with `seed`, and speech units enter the global transformer as large as
+    the base's text embeddings. Raises as `plain_from_hugging_face`.
     """
     base = read_base(folder)
     rows = _vocabulary_rows(base, vocab, seed)
@@ -167,7 +168,8 @@ def _base_special(base: Base, special: Special) -> int:
 
 
 def _extended(old_RD: Tensor, source_V: Tensor, vocab: Vocab, spread: float, generator: torch.Generator) -> Tensor:
-    """`[V, D]`: old rows where `source_V` names one; else their mean, for ids after the specials with noise of `spread`."""
+    """`[V, D]`: old rows where `source_V` names one; else their mean, for ids after the specials with noise of
+    `spread`."""
     text_ND = old_RD[: vocab.num_text]
     mean_D, std_D = text_ND.mean(0), text_ND.std(0, correction=0)
     new_VD = mean_D.repeat(vocab.size, 1)

@@ -1,9 +1,9 @@
 """The one place where attention is computed, the masks it takes, and the key-value state of incremental decoding.
 
-Place in the pipeline: layer 1, under every transformer here. A mask is a rule over indices, evaluated once per batch: as a
-block mask for FlexAttention on CUDA, as a bool tensor for SDPA elsewhere (docs/decisions/0010-attention.md).
-Trap: `KVState` is passed in and returned, but its cache tensors are written IN PLACE: an old state may not be used again
-after it was extended. `length_B` alone says what is valid, so resetting a row costs nothing.
+A mask is a rule over indices, evaluated once per batch: as a block mask for FlexAttention on CUDA, as a bool tensor for
+SDPA elsewhere (docs/decisions/0010-attention.md).
+Trap: `KVState` is passed in and returned, but its cache tensors are written IN PLACE: an old state may not be used
+again after it was extended. `length_B` alone says what is valid, so resetting a row costs nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ _forced_backend: ContextVar[MaskBackend | None] = ContextVar("_forced_backend", 
 
 @contextmanager
 def mask_backend(backend: MaskBackend) -> Iterator[None]:
-    """Inside the block `build_mask` makes this kind of mask on every device; outside it CUDA takes flex, the rest dense."""
+    """Inside the block `build_mask` makes this kind of mask; outside it "flex" on CUDA and "dense" elsewhere."""
     token = _forced_backend.set(backend)
     try:
         yield
@@ -46,8 +46,8 @@ def build_mask(rule: MaskRule, *, num_rows: int, num_queries: int, num_keys: int
     """Which keys each query sees, made once per batch and shared by all layers and heads.
 
     `rule(b, h, q, kv)` takes int64 index tensors that broadcast together and answers bool, True = may attend (the
-    mask_mod of FlexAttention). It may index captured tensors with them, but not turn tensors into Python numbers, and it
-    must not depend on `h`. -> bool `[B, T, S]`, or a BlockMask on CUDA.
+    mask_mod of FlexAttention). It may index captured tensors with them, but not turn tensors into Python numbers, and
+    it must not depend on `h`. -> bool `[B, T, S]`, or a BlockMask on CUDA.
     """
     device = torch.device(device)
     if (_forced_backend.get() or ("flex" if device.type == "cuda" else "dense")) == "flex":
@@ -60,7 +60,7 @@ def build_mask(rule: MaskRule, *, num_rows: int, num_queries: int, num_keys: int
 
 
 def _for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """FlexAttention's functions: compiled on CUDA; elsewhere, where only tests want them, as they are."""
+    """A function of FlexAttention: compiled on CUDA; as it is elsewhere, where only tests call it."""
     return _compiled(function) if device.type == "cuda" else function
 
 
@@ -68,10 +68,11 @@ def _for_device(function: Callable[..., Any], device: torch.device) -> Callable[
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at its first use: a machine without a GPU never pays for the compiler.
 
-    A graph that cannot be whole is an error: FlexAttention outside a kernel would write out all scores. Lengths become
-    dynamic when they first change; numbers that a rule captures stay constants, which the kernels need.
+    What cannot be compiled as one graph is an error: FlexAttention outside a kernel would write out all scores. Lengths
+    become dynamic when they first change; numbers that a rule captures stay constants, which the kernels need.
     """
-    # One compiled variant per rule, dtype, fixed and changing lengths; three rules already overrun the default of 8.
+    # Every rule is compiled anew per dtype and for fixed and changing lengths; three rules already need more variants
+    # than torch's default limit of 8.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(function, fullgraph=True)
 
@@ -95,7 +96,7 @@ def causal_rule(doc_BT: torch.Tensor, window: int | None = None) -> MaskRule:
 def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> Mask:
     """`causal_rule` of these packed rows as a mask `[B, T, T]`; on CPU `PlainCausal` where it says the same."""
     B, T = doc_BT.shape
-    # On CUDA looking at the documents would wait for the device.
+    # On CUDA reading the documents' numbers would wait for the device.
     may_look = doc_BT.device.type == "cpu" and _forced_backend.get() is None
     if may_look and (window is None or window >= T) and bool((doc_BT == doc_BT[:, :1]).all()):
         return PlainCausal()
@@ -105,9 +106,10 @@ def causal_mask(doc_BT: torch.Tensor, window: int | None = None) -> Mask:
 def attend(q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask: Mask | None) -> torch.Tensor:
     """Scaled dot-product attention -> `[B, H, T, K]`.
 
-    `mask`: of `causal_mask` or `build_mask`, or bool `[B, T, S]` with True = may attend; None = everything. A query that
-    may attend to nothing gets zeros. Keys may have fewer heads than queries (grouped-query attention): consecutive query
-    heads share a key head. A BlockMask needs head width >= 16 on CUDA, and gives no gradients on CPU (FlexAttention has none there).
+    `mask`: from `causal_mask` or `build_mask`, or bool `[B, T, S]` with True = may attend; None = everything. A query
+    that may attend to nothing gets zeros. Keys may have fewer heads than queries (grouped-query attention): consecutive
+    query heads share a key head. A BlockMask needs head width >= 16 on CUDA, and gives no gradients on CPU
+    (FlexAttention has none there).
     """
     B, H, T, K = q_BHTK.shape
     groups = H // k_BHSK.shape[1]
@@ -134,8 +136,8 @@ class KVState:
     """Static caches of a stack of self-attention layers.
 
     `k_LBSHK`, `v_LBSHK`: layers x rows x max_tokens x key heads x head width, positions already rotated in;
-    `length_B` int64: how many tokens of each row are valid. Heads come after tokens, so that the part of a row in use is
-    one block of memory: on CPU attention reads it twice as fast and picking rows is five times as fast.
+    `length_B` int64: how many tokens of each row are valid. Heads come after tokens, so that the part of a row in use
+    is one block of memory: on CPU attention reads it twice as fast and picking rows is five times as fast.
     """
 
     k_LBSHK: torch.Tensor
@@ -175,8 +177,9 @@ class KVState:
 class Extension:
     """What all layers share while up to T new tokens are appended to some rows (N of the state's B rows take part).
 
-    `rows_N` int64 indices, or None when every row takes part (no gather needed); `valid_NT` bool, or None when every
-    token is real; `slot_NT` the position of each token; caches are read in `start:stop` only; `mask_NTS` over them.
+    `rows_N`: int64 indices, None when every row takes part (then nothing is gathered); `valid_NT`: bool, None when
+    every token is real; `slot_NT`: the position of each token. Caches are read in `start:stop` only, and `mask_NTS`
+    says which of these slots each token may see.
     """
 
     rows_N: torch.Tensor | None
@@ -196,9 +199,9 @@ class Extension:
         rope: Callable[[torch.Tensor], Rope],
         window: int | None,
     ) -> "Extension | None":
-        """Row b appends the first `num_B[b]` of `num_new` tokens; None when no row appends any. `rope`: positions -> tables.
+        """Row b appends the first `num_B[b]` of `num_new` tokens; None when no row appends any.
 
-        Raises ValueError when a row would outgrow its cache.
+        `rope`: positions -> tables. Raises ValueError when a row would outgrow its cache.
         """
         rows_N = None if bool((num_B > 0).all()) else (num_B > 0).nonzero()[:, 0]
         if rows_N is not None and len(rows_N) == 0:
@@ -225,10 +228,11 @@ class Extension:
     def plan_unseen(
         cls, state: KVState, num_new: int, rope: Callable[[torch.Tensor], Rope], window: int | None, longest: int
     ) -> "Extension":
-        """All rows get `num_new` tokens, and no tensor is looked at: a GPU never waits for the host, nor the host for it.
+        """All rows get `num_new` tokens, and no tensor is read: a GPU never waits for the host, nor the host for it.
 
-        `longest`: no row that counts holds more tokens afterwards. A row that is not to grow rides along: what it writes
-        lies behind its `length_B`, and its next token writes over it, so every row needs room for `num_new` more.
+        `longest`: tokens of the longest row that counts, afterwards. A row that is not to grow takes part all the same:
+        what it writes lies behind its `length_B` and is overwritten by its next token, so every row needs room for
+        `num_new` more.
         Raises ValueError when `longest` is more than the cache holds.
         """
         check_room(state, longest)

@@ -1,13 +1,15 @@
 """CTC forced alignment: the most probable path of a known text through per-frame log-probabilities (spec 2, section 4).
 
-Place in the pipeline: layer 1; `align.py` makes words of what it returns. numpy, because its operations on one frame's states
-start in a microsecond; vectorised over rows and states, a Python loop over frames alone.
-Trap: every frame of every state at once is terabytes for an hour of audio. Scores are therefore kept at every
-`checkpoint_frames`-th frame only, and the way back is found piece by piece, from the scores at the start of the piece. In n
-frames a path passes at most n ids, so a piece needs n + 1 of them, however long the text. The result is exact.
+It is written in numpy, because its operations on one frame's states start in a microsecond. Rows and states are
+vectorised; the one Python loop is over frames.
 
-Axis letters: B rows, F frames, V ids, L ids of the text (targets), W ids in the window of a piece. Blank j stands before target j, blank L
-after the last.
+Memory: the scores of all states at all frames would be terabytes for an hour of audio. Scores are therefore kept at
+every `checkpoint_frames`-th frame only, and the way back is found piece by piece, from the scores at the start of each
+piece. In n frames a path passes at most n ids, so a piece needs the states of n + 1 ids, however long the text. The
+result is exact.
+
+Axis letters: B rows, F frames, V ids, L ids of the text (targets), W ids in the window of a piece. Blank j stands
+before target j, blank L after the last.
 """
 
 from dataclasses import dataclass
@@ -18,11 +20,8 @@ import numpy as np
 BLANK = -1  # target number of a frame whose path is on a blank
 SEPARATOR = -1  # word number of an id that stands between words
 CHECKPOINT_FRAMES = 2048
-_STAY, _FROM_BLANK, _FROM_PREVIOUS = (
-    0,
-    1,
-    2,
-)  # how the path came to a target; to a blank: _STAY or from the target before
+# How the path came to a target. To a blank it came by staying or from the target before.
+_STAY, _FROM_BLANK, _FROM_PREVIOUS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,9 @@ class Spelling:
 
 @dataclass(frozen=True)
 class CTCPaths:
-    """`target_BF` int64: number of the target at each frame, BLANK on a blank and beyond the row's frames; `score_B` float64:
-    log-probability of each path. Target j is spoken in the frames where `target_BF == j`, one run, never empty."""
+    """`target_BF` int64: number of the target at each frame, BLANK on a blank and beyond the row's frames; `score_B`
+    float64: log-probability of each path. The frames where `target_BF == j` are one run, never empty: there target j is
+    spoken."""
 
     target_BF: np.ndarray
     score_B: np.ndarray
@@ -44,7 +44,10 @@ class CTCPaths:
 
 @dataclass
 class _Scores:
-    """Best log-probability of a path to each state: `target_BL`, and `blank_BM` with M = L + 1. float64: an hour adds up."""
+    """Best log-probability of a path to each state: `target_BL`, and `blank_BM` with M = L + 1.
+
+    They are float64, because over an hour of frames the sums outgrow float32's digits.
+    """
 
     target_BL: np.ndarray
     blank_BM: np.ndarray
@@ -66,10 +69,11 @@ def ctc_viterbi(
     *,
     checkpoint_frames: int = CHECKPOINT_FRAMES,
 ) -> CTCPaths:
-    """The best path of each row's ids through its frames; rows are right-padded, what lies in the padding is never read.
+    """The best path of each row's ids through its frames; rows are right-padded, the padding is never read.
 
-    Ties go to staying, then to coming from a blank. Raises ValueError when a row's ids need more frames than it has (equal
-    neighbours need a blank between them), or when no path has a probability above 0.
+    Of equally good ways into a state the path takes staying, then coming from a blank. Raises ValueError when a row's
+    ids need more frames than it has (equal neighbours need a blank between them), or when no path has a probability
+    above 0.
     """
     num_frames_B, num_ids_B = np.asarray(num_frames_B), np.asarray(num_ids_B)
     inside_BL = np.arange(ids_BL.shape[1]) < num_ids_B[:, None]
@@ -169,7 +173,10 @@ class _Problem:
         to_target_BW: np.ndarray | None = None,
         to_blank_BM: np.ndarray | None = None,
     ) -> _Scores:
-        """Scores after `frame`; how each state was reached goes into the last two when given. Ended rows stay as they are."""
+        """Scores after `frame`; rows that have ended keep theirs.
+
+        How each state was reached is written into `to_target_BW` and `to_blank_BM` when they are given.
+        """
         from_blank_BW = before.blank_BM[:, :-1]
         from_previous_BW = skip_BW.copy()
         from_previous_BW[:, 1:] += before.target_BL[:, :-1]
@@ -193,7 +200,10 @@ class _Problem:
 
 
 class _Piece:
-    """The way back through frames `start` to `stop - 1`, for paths that leave them at most at target (or blank) `at_B`."""
+    """The way back through frames `start` to `stop - 1`.
+
+    `at_B`: the last target (or blank) that each row's path can have reached at the end of these frames.
+    """
 
     def __init__(self, problem: _Problem, before: _Scores, at_B: np.ndarray, start: int, stop: int) -> None:
         num_ids, length = problem.cell_BL.shape[1], stop - start

@@ -1,8 +1,9 @@
-"""Model folders of Hugging Face's Llama, Qwen2 and Qwen3: their `config.json` to and from the sizes of our stack, and reading.
+"""Model folders of Hugging Face's Llama, Qwen2 and Qwen3: how their `config.json` and weights are read, and
+`config.json` written, for our stack.
 
-Place in the pipeline: layer 1; warm starts read it, the export and the text-to-token model's folder write it.
-Trap: transformers 4 writes `rope_theta` and `rope_scaling` side by side, transformers 5 both in `rope_parameters`. We read
-either and write both. A key that changes the computation and that we do not know how to follow is an error, never ignored.
+Trap: transformers 4 writes `rope_theta` and `rope_scaling` side by side, transformers 5 both in `rope_parameters`. We
+read either and write both. A key that changes the computation and that we do not know how to follow is an error, never
+ignored.
 """
 
 import json
@@ -32,7 +33,8 @@ _LLAMA3_KEYS = {
 def llama_config(hf: dict[str, Any]) -> LlamaConfig:
     """Sizes of the stack that computes what this `config.json` means.
 
-    Raises ValueError naming key, value, rule and remedy for another architecture or a variant the stack does not compute.
+    Raises ValueError naming key, value, rule and remedy for another architecture or a variant that the stack does not
+    compute.
     """
     family = hf.get("model_type")
     if family not in ARCHITECTURES:

@@ -1,9 +1,8 @@
 """A Llama-style transformer stack: RMSNorm, grouped-query attention with RoPE, SwiGLU, no biases.
 
-Place in the pipeline: layer 1; the global transformer, the plain LM and the text-to-token model are this stack, and the
-local modules of the latent model reuse its block. Parameter names are those of Hugging Face `LlamaModel`.
-Trap: embeddings and head are the caller's; the stack maps vectors to (normalised) vectors. `step` and `extend` write the
-caches of the given state in place, see `KVState`.
+It maps vectors to (normalised) vectors; embeddings and head are the caller's. Parameter names are those of Hugging Face
+`LlamaModel`.
+Trap: `step` and `extend` write the caches of the given state in place, see `KVState`.
 """
 
 from dataclasses import dataclass
@@ -18,24 +17,34 @@ from speechquilt.nn.rope import RopeScaling, rope_tables, rotate
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Sizes of a stack. `window`: self-attention reaches back over this many tokens; None = the whole document.
-
-    `head_width` 0 means width / num_heads. `qkv_bias` is Qwen2's, `qk_norm` (RMSNorm of each head's queries and keys)
-    Qwen3's, `rope_scaling` Llama 3.1's; a plain Llama has none of them.
-    """
+    """Sizes of a transformer stack. A plain Llama has neither `qkv_bias` nor `qk_norm` nor `rope_scaling`; they are
+    there so that the weights of its relatives fit."""
 
     width: int
+    """Numbers per token between the layers (the model's width). Parameters and compute grow with its square."""
     num_layers: int
+    """Transformer layers, one after the other."""
     num_heads: int
+    """Attention heads of each layer (of its queries). Must divide `width`, unless `head_width` is given."""
     num_kv_heads: int
+    """Heads of the keys and values; must divide `num_heads`. Fewer: a smaller cache in generation (grouped-query
+    attention). Equal to `num_heads`: ordinary attention."""
     ffn_width: int
+    """Width inside the feed-forward part of each layer (SwiGLU), usually 2.5 to 4 times `width`."""
     rope_theta: float = 500_000.0
+    """Base of the wavelengths in the rotary position embedding. Larger: positions far apart stay distinct."""
     norm_eps: float = 1e-5
+    """Added to the mean square in every RMSNorm, so that nothing is divided by zero."""
     window: int | None = None
+    """How many tokens, itself included, a token can attend to. None: all before it in its document."""
     head_width: int = 0
+    """Numbers per attention head, even. 0: `width` / `num_heads`."""
     qkv_bias: bool = False
+    """Whether the maps to queries, keys and values have biases, as in Qwen2."""
     qk_norm: bool = False
+    """Whether each head's queries and keys pass an RMSNorm, as in Qwen3."""
     rope_scaling: RopeScaling | None = None
+    """How the positions of Llama 3.1 are stretched to longer contexts. None: they are not."""
 
     def __post_init__(self) -> None:
         if self.head_width == 0:
@@ -64,9 +73,9 @@ class LlamaConfig:
 def init_weights(module: nn.Module, generator: torch.Generator) -> None:
     """Truncated normal at 3 sigma: linear maps with std (input width)^-0.5 (spec 2, 6.2), embeddings with std 1.
 
-    The maps that write into the residual stream (`o_proj`, `down_proj`) are scaled by (2 x blocks of `module`)^-0.5. With
-    smaller embeddings and unscaled writes a token's identity drowns under the first block's output, and a latent model
-    needs almost twice the steps to the same loss (docs/decisions/0007-initialisation.md).
+    The maps that write into the residual stream (`o_proj`, `down_proj`) are scaled by (2 x blocks of `module`)^-0.5.
+    With smaller embeddings and unscaled maps the first block's output is far larger than the embedding of the token,
+    and a latent model needs almost twice the steps to the same loss (docs/decisions/0007-initialisation.md).
     """
     writes = (2 * sum(isinstance(child, LlamaBlock) for child in module.modules())) ** -0.5
     for name, child in module.named_modules():

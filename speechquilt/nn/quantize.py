@@ -1,8 +1,7 @@
 """Vector quantiser with an EMA codebook: vectors in, codebook ids out (spec 1, 2.4).
 
-Place in the pipeline: layer 1, the bottleneck of the speech tokenizer; it knows nothing about speech.
-Trap: the codebook learns inside `forward` in training mode, once per call and without a gradient. Calling a training-mode
-model twice for one batch (gradient checkpointing around the quantiser, say) updates it twice.
+Trap: the codebook learns inside `forward` in training mode, once per call and without a gradient. Calling a
+training-mode model twice for one batch (gradient checkpointing around the quantiser, say) updates it twice.
 """
 
 from dataclasses import dataclass
@@ -21,17 +20,25 @@ KMEANS_PASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class VectorQuantizerConfig:
-    """`decay` of the moving averages; every `restart_interval` updates, codes whose mean use is below
-    `restart_threshold` of the average code's are replaced by vectors of the batch; for the first `warmup_updates` the
-    vectors pass through unquantised while k-means data is collected (0: start quantising at once, from a random codebook)."""
+    """A codebook: how large it is, and how it learns from the vectors that it sees in training."""
 
     codebook_size: int
+    """Number of codes, at least 2. The ids that come out are 0 to codebook_size - 1."""
     width: int
+    """Numbers per vector and per code."""
     decay: float = 0.99
+    """How much of its past a code keeps at each update, between 0 and 1: it moves by 1 - decay towards the mean of its
+    new vectors. Nearer to 1: slower and steadier."""
     restart_interval: int = 100
+    """Updates between two searches for codes that are hardly used. Such codes are replaced by vectors of the batch."""
     restart_threshold: float = 0.01
+    """A code counts as hardly used below this share of the average code's use: 0.01 is a hundredth of it. 0 replaces
+    none."""
     warmup_updates: int = 0
+    """Updates at the start in which vectors pass unquantised, while data is collected for a first codebook made by
+    k-means. 0: quantise at once, with random codes."""
     seed: int = 0
+    """Seed of the random codes, of k-means, and of the choice of vectors that replace codes."""
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2:
@@ -48,7 +55,8 @@ class VectorQuantizerConfig:
 @dataclass(frozen=True)
 class Quantized:
     """`values_BTD` carry the straight-through gradient; `ids_BT` is None while the warm-up bypasses the codebook;
-    `commitment_BT` is the squared distance to the (old) code, mean over channels, 0 in the padding and when bypassed."""
+    `commitment_BT` is the squared distance to the code before its update, mean over channels, 0 in the padding and when
+    the codebook is bypassed."""
 
     values_BTD: torch.Tensor
     ids_BT: torch.Tensor | None
@@ -165,7 +173,7 @@ class VectorQuantizer(nn.Module):
             return
         self.restarted = num_dead
         order_N = torch.randperm(num_vectors, generator=self._generator(int(self.updates)))
-        # More dead codes than vectors: use vectors again rather than fail.
+        # With more dead codes than vectors, vectors are used several times.
         chosen_N = order_N.repeat(-(-num_dead // num_vectors))[:num_dead].to(vectors_ND.device)
         self.codebook_KD[dead_K] = vectors_ND[chosen_N]
         self.ema_count_K[dead_K] = mean
@@ -177,15 +185,17 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
-    """Index of the code with the smallest squared distance to each vector: `[..., D]` -> int64 `[...]`, in float32 whatever
-    region of mixed precision it is called in."""
+    """Index of the code with the smallest squared distance to each vector: `[..., D]` -> int64 `[...]`.
+
+    It computes in float32, inside a region of mixed precision too.
+    """
     with torch.autocast(x_BTD.device.type, enabled=False):
         return _nearest_codes(x_BTD.float(), codebook_KD)
 
 
 def _nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
-    # |x - c|^2 without |x|^2, which does not move the minimum, finds the two nearest. It loses digits when vectors are
-    # long and codes close, so plain differences decide between them: streaming must choose as the whole clip does.
+    # |x - c|^2 without |x|^2, which is the same for all codes, finds the two nearest. It loses digits when vectors are
+    # long and codes close, so plain differences decide between the two: streaming must choose as the whole clip does.
     half_norm_K = codebook_KD.square().sum(-1) / 2
     ids = []
     for x_ND in x_BTD.reshape(-1, x_BTD.shape[-1]).split(CHUNK):
@@ -217,7 +227,7 @@ def kmeans(vectors_ND: torch.Tensor, num_codes: int, generator: torch.Generator)
 
 
 def perplexity(count_K: torch.Tensor) -> torch.Tensor:
-    """How many codes an even use as spread as `count_K` would have: exp of its entropy; 0 without counts."""
+    """How many codes, used equally often, have the entropy of `count_K` (exp of that entropy); 0 without counts."""
     share_K = count_K.double() / count_K.sum().clamp(min=EPSILON)
     entropy = -torch.special.xlogy(share_K, share_K).sum()
     return (entropy.exp() * (count_K.sum() > 0)).float()

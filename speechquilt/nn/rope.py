@@ -1,6 +1,5 @@
 """Rotary position embedding, in the half-split layout of Hugging Face Llama checkpoints.
 
-Place in the pipeline: layer 1, used by every transformer here.
 Trap: two layouts exist (interleaved pairs, split halves). Ours is split halves, so that weights move to and from
 `LlamaForCausalLM` without a permutation.
 """
@@ -13,16 +12,17 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3.1's stretch of the slow frequencies by `factor` (Hugging Face: rope_type "llama3").
-
-    Wavelengths above `original_max_positions / low_freq_factor` are stretched, those below
-    `original_max_positions / high_freq_factor` stay, between the two it goes over smoothly.
-    """
+    """Llama 3.1's stretch of the slow frequencies, so that a longer context can be read (Hugging Face: rope_type
+    "llama3"). Between the two limits it goes over smoothly."""
 
     factor: float
+    """By how much long wavelengths are stretched: 8 makes them 8 times as long."""
     low_freq_factor: float
+    """Wavelengths above `original_max_positions` / this are stretched in full."""
     high_freq_factor: float
+    """Wavelengths below `original_max_positions` / this stay as they are."""
     original_max_positions: int
+    """Longest context that the model was first trained with, in tokens."""
 
 
 def rope_tables(

@@ -1,13 +1,17 @@
 """Sizes and schedules that two CPU cores finish in minutes: the toy story's, and where one's own data starts from.
 
-Place in the pipeline: layer 4, read by `toy` and `own`; override any of them with key=value.
-Trap: they are chosen for a hundred words in a few voices. Real speech wants the sizes of the papers (`docs/`), a GPU and
+Trap: they are chosen for a hundred words in a few voices. Real speech wants the recipes of the papers' sizes, a GPU and
 a hundred times the steps; nothing but numbers changes.
 """
 
+from dataclasses import replace
+
 from speechquilt.data.feed.pack import PackConfig
 from speechquilt.model import ladder
+from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import text_to_token_models
+from speechquilt.stages.train_entropy import EntropyRecipe
+from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
@@ -58,3 +62,18 @@ WEIGHTS = {"text": 0.12, "interleaved": 0.35, "parallel": 0.18, "speech": 0.2, "
 PACK = PackConfig(rows=2, units_per_row=256, tokens_per_row=768)
 PATCH_SIZE = 2  # 160 ms at 12.5 Hz, as long as the paper's patches of 4 at 25 Hz
 PRETRAIN = TrainConfig(steps=1100, lr=3e-3, warmup_steps=60, log_every=20, checkpoint_every=300, num_threads=1)
+LM = LMRecipe(
+    model=LATENT,
+    patcher=PatcherConfig(kind="static", patch_size=PATCH_SIZE),
+    weights=WEIGHTS,
+    pack=PACK,
+    train=PRETRAIN,
+)
+"""One language model on shards; a comparison changes its model, patcher and mixture, and nothing else."""
+ENTROPY = EntropyRecipe(
+    model=PLAIN,
+    pack=PACK,
+    train=replace(PRETRAIN, steps=300, warmup_steps=30),
+    patch_size=float(PATCH_SIZE),
+    max_patch_size=4 * PATCH_SIZE,
+)

@@ -1,8 +1,7 @@
-"""Mixtures by name: the shares of tokens that the two papers trained on, for `speechquilt train lm mixture=NAME`.
+"""Mixtures by name: the shares of tokens that the two papers trained on.
 
-Place in the pipeline: layer 4, read by `own`; the mixture itself is `data/mixture.py`.
-Trap: shares are of tokens. The LST paper's 1 : 2 (spec latent-speech-text 3.3) is a third of the tokens, but 0.42 : 2.00 of
-its units; weights by units would be another mixture.
+Trap: shares are of tokens. The LST paper's 1 : 2 (spec latent-speech-text 3.3) is a third of the tokens, but 0.42 :
+2.00 of its units; weights by units would be another mixture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

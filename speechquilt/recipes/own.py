@@ -1,30 +1,25 @@
 """The same stages on one's own data: a folder of audio with transcripts, and a folder of text.
 
-Place in the pipeline: layer 4; `speechquilt story own` runs all stages; `train text_to_token` is here too, the other commands that
-run one stage have modules of their own.
-Cost: that of `defaults`, minutes on two cores, which is right for trying things out; real data wants larger sizes and a GPU.
 Trap: without word times in the metadata an utterance is one unit, so aligned and curriculum patching refuse its shards
-and the text-to-token model learns whole utterances only. Use static patching, bring word times, or let `align=true` find them.
+and the text-to-token model learns whole utterances only. Use static patching, bring word times, or let `--align` find them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt import config
-from speechquilt.commands.lm_training import model_of
-from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.shards.parquet import is_complete
-from speechquilt.files import make_folder, write_json
-from speechquilt.jobs.align_audio import align_corpus, with_word_times
+from speechquilt.files import write_json
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.recipes import defaults, text_to_token_models
+from speechquilt.recipes import defaults
+from speechquilt.stages.align_corpus import align_corpus, aligned_corpus
 from speechquilt.stages.corpus import Corpus, folder_corpus
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
-from speechquilt.stages.stage import Story, report, required
+from speechquilt.stages.stage import Story, required
 from speechquilt.stages.train_aligner import OWN_ALIGNER, AlignerRecipe
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
@@ -45,43 +40,51 @@ from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.train.trainer import TrainConfig
 from speechquilt.types import Reject, TextDocument, Utterance
 from speechquilt.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToTokenRun:
-    """`speech`: the same kind of folder; `tokenizer`: run folder of the speech tokenizer; `preset`: a size of
-    docs/how-to/text-to-token.md in place of `recipe.llama`."""
-
-    speech: str = ""
-    tokenizer: str = "runs/tokenizer"
-    run_dir: str = "runs/text_to_token"
-    preset: str = ""
-    recipe: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
-
-
-@dataclass(frozen=True, kw_only=True)
 class OwnConfig:
-    """`speech`: folder of audio with transcripts; `text`: folder or file of text (default: the transcripts). `align`: train an
-    aligner on the recordings (`aligner`) and give word times to those that have none.
+    """All stages on your own data: a speech tokenizer, a text-to-token model, shards, a language model and held-out losses.
+
+    The default sizes are for minutes on two cores, which is right for trying things out; real data wants larger ones.
     """
 
+    STARTS = ("kind",)
+
+    kind: Literal["latent", "plain"] = "latent"
+    """Of the language model: latent has patches, plain takes one step of the large model per token."""
     speech: str = ""
+    """Folder of audio with transcripts; one recording in twenty is held out."""
     text: str | None = None
+    """Folder or file of text; none: the transcripts."""
     run_dir: str = "runs/own"
+    """Folder of the run."""
     align: bool = False
+    """Train an aligner on the recordings, and give word times to those that have none."""
     aligner: AlignerRecipe = OWN_ALIGNER
+    """The aligner."""
     tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    """The speech tokenizer."""
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    """The text-to-token model."""
     interleave: InterleaveConfig = InterleaveConfig()
+    """Which words of the texts become speech."""
     passes: int = 1
-    kind: Literal["plain", "latent"] = "latent"
-    patcher: PatcherConfig = PatcherConfig(kind="static", patch_size=defaults.PATCH_SIZE)
-    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
-    pack: PackConfig = defaults.PACK
-    pretrain: TrainConfig = defaults.PRETRAIN
+    """Times through the texts, with other spans spoken each time."""
+    lm: LMRecipe = defaults.LM
+    """The language model."""
+
+    @classmethod
+    def starting_from(cls, kind: Literal["latent", "plain"] = "latent") -> "OwnConfig":
+        """The model of that kind, without patches when it is plain."""
+        if kind == "latent":
+            return cls()
+        return cls(kind=kind, lm=replace(defaults.LM, model=defaults.PLAIN, patcher=PatcherConfig(kind="none")))
+
+    def run(self) -> None:
+        story(self)
 
 
 def story(settings: OwnConfig) -> None:
@@ -117,7 +120,7 @@ def _corpus(settings: OwnConfig, stages: Story) -> Corpus:
         lambda folder: align_corpus(settings.aligner, corpus, folder),
         what=f"word times for {len(corpus.sentences)} recordings",
     )
-    return with_word_times(corpus, aligner_dir)
+    return aligned_corpus(corpus, aligner_dir)
 
 
 def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SupervisedTokenizer:
@@ -160,35 +163,21 @@ def _shards(settings: OwnConfig, stages: Story, corpus: Corpus, tokenizer: Super
 
 
 def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokenizer: SupervisedTokenizer) -> Path:
-    recipe = LMRecipe(
-        model=model_of(settings.kind),
-        patcher=settings.patcher,
-        weights=settings.weights,
-        pack=settings.pack,
-        train=settings.pretrain,
-    )
     # No transcripts, no pairs; no word times, nothing to interleave in parallel.
     shards = {s: shards_dir / s for s in SOURCES if is_complete(shards_dir / s)}
     return stages.stage(
         "lm/lm",
-        recipe,
+        settings.lm,
         lambda folder: train_lm(
-            recipe, shards, text_tokenizer_of(tokenizer), folder, "lm", tokenizer_dir=stages.run_dir / "tokenizer"
+            settings.lm,
+            shards,
+            text_tokenizer_of(tokenizer),
+            folder,
+            "lm",
+            tokenizer_dir=stages.run_dir / "tokenizer",
         ),
         what="a speech-text language model",
     )
-
-
-def run_text_to_token(settings: TextToTokenRun) -> None:
-    """`speechquilt train text_to_token`."""
-    recipe = settings.recipe
-    if settings.preset:
-        recipe = replace(recipe, llama=text_to_token_models.llama(settings.preset))
-    corpus = folder_corpus(required("speech", settings.speech), None)
-    tokenizer = SupervisedTokenizer.load(required("tokenizer", settings.tokenizer))
-    make_folder(Path(settings.run_dir))
-    found = train_text_to_token(recipe, tokenizer, corpus.sentences, corpus.held_out, Path(settings.run_dir))
-    report(found, Path(settings.run_dir), f"speechquilt interleave TEXT SHARDS --text-to-token {settings.run_dir}")
 
 
 def speech_shards(

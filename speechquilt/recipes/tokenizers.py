@@ -1,20 +1,15 @@
-"""The speech tokenizer at the paper's size and at one that a single GPU trains, with what they cost by arithmetic; and the toy's.
+"""The speech tokenizer at the paper's size and at sizes that a single GPU trains.
 
-Place in the pipeline: layer 4, starting points for `tokenizer_corpora`; override anything with key=value.
-Cost and expected result: neither has been run here. `cost` counts FLOPs from the sizes; what the source does not say (clip
-length, text ids per second, the share of the peak that a GPU reaches) is an argument with a stated assumption. The paper reports WER
-2.10 / 4.90 on LibriSpeech clean / other for its 12.5 Hz tokenizer (spec 1, 2.7).
+None of them has been run here. The paper reports WER 2.10 / 4.90 on LibriSpeech clean / other for its 12.5 Hz tokenizer
+(spec synthetic-interleaved 2.7).
 Trap: a batch is bounded by seconds, not counted in clips. The paper's 4,096 clips are `RANKS * accumulate * batch_seconds`
 seconds at `CLIP_S` each; another number of GPUs needs another `accumulate`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from speechquilt.audio import FRAME_RATE
-from speechquilt.recipes import defaults
+from speechquilt.stages.cost import CLIP_S, PaperRun
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
-from speechquilt.tokenizer.encoder import EncoderSizes
-from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 from speechquilt.tokenizer.whisper_sizes import preset
 from speechquilt.train.trainer import TrainConfig
 
@@ -23,12 +18,6 @@ PSEUDO_HOURS = 700_000
 RATIO = (1, 3)  # supervised : pseudo-labelled, by recordings
 EPOCHS = 2
 BATCH_CLIPS = 4096
-# Assumptions of ours, where the source is silent.
-CLIP_S = 10.0
-TEXT_IDS_PER_S = 4.0
-MFU = 0.4  # share of the peak that training reaches
-H100_FLOPS = 989e12  # dense bfloat16, data sheet
-
 PAPER_HOURS = EPOCHS * PSEUDO_HOURS * sum(RATIO) / RATIO[1]  # of audio in training, at equal lengths
 PAPER_STEPS = round(PAPER_HOURS * 3600 / CLIP_S / BATCH_CLIPS)
 PAPER_RANKS = 16  # weights, gradients and moments of 1.6 B parameters fit on each; fewer ranks add gradients less often
@@ -85,58 +74,15 @@ def one_gpu(size: str) -> TokenizerRecipe:
     )
 
 
-DEFAULT = "toy"
-RECIPES = {
-    DEFAULT: defaults.TOKENIZER,
-    **{size: one_gpu(size) for size in ("tiny", "base", "small", "medium")},
-    "large": LARGE,
+RECIPES: dict[str, PaperRun] = {
+    **{
+        f"tokenizer_{size}": PaperRun(
+            about=f"a tokenizer from Whisper {size}: LibriSpeech's 960 hours ten times, on one GPU",
+            recipe=one_gpu(size),
+        )
+        for size in ("tiny", "base", "small", "medium")
+    },
+    "tokenizer_large": PaperRun(
+        about="the paper's tokenizer: 2 epochs of 933,000 hours from whisper-large-v3", recipe=LARGE, ranks=PAPER_RANKS
+    ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Audio that goes through training, its FLOPs, and the time of one GPU for it."""
-
-    audio_hours: float
-    flops: float
-    gpu_hours: float
-
-
-def cost(
-    recipe: TokenizerRecipe,
-    *,
-    ranks: int,
-    mfu: float = MFU,
-    peak_flops: float = H100_FLOPS,
-    clip_s: float = CLIP_S,
-    text_ids_per_s: float = TEXT_IDS_PER_S,
-) -> Cost:
-    """An estimate: steps x audio per step x FLOPs per second of audio / (peak x mfu). Full batches are assumed."""
-    train = recipe.train
-    seconds = train.steps * train.accumulate * ranks * recipe.batch_seconds
-    flops = seconds * training_flops_per_s(recipe.model, clip_s=clip_s, text_ids_per_s=text_ids_per_s)
-    return Cost(audio_hours=seconds / 3600, flops=flops, gpu_hours=flops / (peak_flops * mfu) / 3600)
-
-
-def training_flops_per_s(model: SupervisedTokenizerConfig, *, clip_s: float, text_ids_per_s: float) -> float:
-    """FLOPs of one second of audio in training: matrix products forward, and twice that backward; the search for the
-    nearest code goes forward alone. Clips of `clip_s` seconds, at most a window, attend densely."""
-    frames_per_s = FRAME_RATE / 2
-    tokens_per_s = frames_per_s / model.pooling
-    clip_s = min(clip_s, model.max_frames / frames_per_s)
-    width, texts = model.width, model.text_vocab_size + 1
-    conv1, conv2 = 6 * width * model.num_mels * FRAME_RATE, 6 * width**2 * frames_per_s
-    below = model.layers_below * frames_per_s * _layer(model, clip_s * frames_per_s)
-    above = model.layers_above * tokens_per_s * _layer(model, clip_s * tokens_per_s)
-    ctc = 2 * width * texts * tokens_per_s
-    text_length = clip_s * text_ids_per_s
-    per_id = _layer(model, text_length) + 4 * width**2 + 4 * width * clip_s * tokens_per_s
-    decoder = model.decoder_layers * (text_ids_per_s * per_id + tokens_per_s * 4 * width**2)
-    decoder += text_ids_per_s * 2 * width * texts
-    search = 2 * width * model.codebook_size * tokens_per_s
-    return 2 * conv1 + 3 * (conv2 + below + above + ctc + decoder) + search  # features need no gradient
-
-
-def _layer(sizes: EncoderSizes, length: float) -> float:
-    """FLOPs of one position of a self-attention block, forward: projections, feed-forward, attention over `length`."""
-    return 8 * sizes.width**2 + 4 * sizes.width * sizes.ffn_width + 4 * sizes.width * length

@@ -1,7 +1,7 @@
 """From a budget in units or tokens to a number of optimizer steps, before training starts.
 
-Place in the pipeline: layer 4, between the packed data and the trainer. Compute-controlled comparisons give every run the same
-units, data-controlled ones the same tokens (spec latent-speech-text 8).
+Compute-controlled comparisons give every run the same units, data-controlled ones the same tokens (spec
+latent-speech-text, 8).
 Trap: a curriculum packs more into a step the further it is, so one look at the first batches is not enough: batches are
 packed at points all along the run. It is a pure function of the data, the seed and the recipe, so a resumed run agrees.
 """

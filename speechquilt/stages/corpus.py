@@ -1,6 +1,6 @@
 """What a story starts from: transcribed speech, plain text, and which text is to be interleaved.
 
-Place in the pipeline: layer 4, the first stage; `micro_world_corpus` is the embedded default, `folder_corpus` one's own data.
+`micro_world_corpus` is the embedded default, `folder_corpus` one's own data.
 Trap: in the micro-world the form in which a fact appears is the experiment. The tokenizer and the text-to-token model
 are trained on sentences without facts, and facts of the groups "text" and "interleaved" are never spoken by a voice.
 """
@@ -24,33 +24,40 @@ HELD_OUT_EVERY = 20  # one in so many of a user's recordings is kept for measuri
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """`sentences`: short, transcribed, for the tokenizer, the text-to-token model and ASR / TTS pairs; `held_out`: the
-    same kind, never trained on; `spoken`: recordings for speech-only documents, the first `num_parallel` of which also become
-    parallel interleaved documents; `texts`: plain text; `to_interleave`: the texts handed to synthetic interleaving;
-    `rejects`: what could not be read, and why.
-    """
+    """Everything that the stages of a story read."""
 
     sentences: Sequence[Utterance]
+    """Short transcribed recordings for the tokenizer, the text-to-token model and ASR / TTS pairs."""
     held_out: Sequence[Utterance]
+    """The same kind, never trained on."""
     spoken: Sequence[Utterance]
+    """Recordings for speech-only documents."""
     num_parallel: int
+    """How many of them, from the first, also become parallel interleaved documents."""
     texts: Sequence[TextDocument]
+    """Plain text."""
     to_interleave: Sequence[TextDocument]
+    """The texts of which synthetic interleaving speaks some words."""
     rejects: Sequence[Reject] = field(default=())
+    """What could not be read, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroCorpusConfig:
-    """How much of the micro-world is written and spoken. `sentences` are spoken 1 to `max_joined` at a time, since documents
-    are longer than a sentence; `held_out` ones singly. Documents are per group: "story", and each group of facts.
-    """
+    """How much of the micro-world is written and spoken."""
 
     sentences: int = 8000
+    """Different sentences that train the tokenizer and the text-to-token model."""
     max_joined: int = 5
+    """Most sentences in one recording; 1 to this many are joined, since documents are longer than a sentence."""
     held_out: int = 200
+    """Sentences that are spoken one by one to measure on, and never trained on."""
     story_documents: int = 600
+    """Documents that tell stories: so many written ones, and as many others that are spoken."""
     fact_documents: int = 300
+    """Documents about each group of facts, in each form (written, spoken) in which the group is shown."""
     seed: int = 0
+    """Decides which sentences are joined."""
 
 
 def micro_world_corpus(world: MicroWorld, speaker: EspeakTTS, config: MicroCorpusConfig) -> Corpus:

@@ -1,7 +1,6 @@
 """Utterances -> speech tokens with word ends, in batches: what every recipe does before it writes shards.
 
-Place in the pipeline: layer 4, between a corpus and the text-to-token model or the shards.
-Trap: tokens of a batch are those of each utterance alone, so batching by length is only speed, never a change of result.
+Tokens of a batch are those of each utterance alone, so batching by length is only speed, never a change of result.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """`speechquilt eval`: a trained model chooses endings, whose parts are text or audio, in a JSONL file of one's own.
 
-Place in the pipeline: layer 4, over `evals.tasks`. The story's own measurements are in `toy` and `world_tasks`.
 Trap: audio is read with the tokenizer that made the model's shards; another one's ids would be noise, so it is refused.
 """
 

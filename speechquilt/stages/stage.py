@@ -1,7 +1,7 @@
 """A stage of a story: a folder that is made once, marked when complete, and skipped from then on.
 
-Place in the pipeline: layer 4, the glue of every recipe. A stage's fingerprint covers its own settings and those of the
-stages before it, so a finished folder can be trusted without opening it.
+A stage's fingerprint covers its own settings and those of the stages before it, so a finished folder can be trusted
+without opening it.
 Trap: a folder made with other settings is never overwritten: that is an error which says what to do.
 """
 
@@ -16,11 +16,12 @@ from speechquilt import config
 from speechquilt.files import make_folder, write_json
 
 MARK = "done.json"
+SETTINGS = "settings.json"  # of a command, for --config
 
 
 @dataclass
 class Story:
-    """The stages of one run folder, in order. `fingerprint` chains through the stages as they are added."""
+    """The stages of one run folder, in order. `fingerprint` covers all stages so far."""
 
     run_dir: Path
     fingerprint: str = ""
@@ -41,7 +42,7 @@ class Story:
         if made_with and made_with != self.fingerprint:
             raise ValueError(
                 f"{folder} was made with other settings (fingerprint {made_with}, now {self.fingerprint}); "
-                f"choose another run_dir=..., or delete {self.run_dir} to start again"
+                f"choose another --run-dir, or delete {self.run_dir} to start again"
             )
         if mark.is_file():
             done = json.loads(mark.read_text())
@@ -68,12 +69,12 @@ class Story:
 def required(key: str, value: str) -> Path:
     """A folder that must be named. Raises ValueError when the setting is empty."""
     if not value:
-        raise ValueError(f"{key} is not set; give {key}=FOLDER")
+        raise ValueError(f"{key} is not set; give --{key.replace('_', '-')} FOLDER")
     return Path(value)
 
 
 def report(found: dict[str, Any], folder: Path, following: str) -> None:
-    """The clear end of a command: what was found, what was made, what to run next."""
+    """The last lines of a command: what was found, what was made, what to run next."""
     print("\n".join(f"{key:<36} {value}" for key, value in found.items()))
     print(f"\nmade     {folder}\nnext     {following}")
 

@@ -1,9 +1,9 @@
 """Train the aligner's own encoder on transcribed speech, measure its word times, and align recordings that have none.
 
-Place in the pipeline: layer 4, beside the tokenizer's stage; `load_aligner` is the way in for everybody who has a folder.
-Cost of `micro_world_aligner`: about a minute and a half on one core. Expected result: docs/decisions/0013-alignment.md.
-Trap: CTC training needs no word times, but the shift that puts its spikes back onto word boundaries is measured on recordings
-that have them. Without any, the shift is 0 and starts are about two frames late.
+`load_aligner` opens any folder that can align. Cost of `micro_world_aligner`: about a minute and a half on one core.
+Expected result: docs/decisions/0013-alignment.md.
+Trap: CTC training needs no word times, but the shift that puts its spikes back onto word boundaries is measured on
+recordings that have them. Without any, the shift is 0 and starts are about two frames late.
 """
 
 import json
@@ -20,10 +20,9 @@ from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
 from speechquilt.config import load, to_dict
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
-from speechquilt.files import make_folder, write_json
+from speechquilt.files import write_json
 from speechquilt.protocols import Aligner
-from speechquilt.stages.corpus import folder_corpus, join, speak
-from speechquilt.stages.stage import report, required
+from speechquilt.stages.corpus import join, speak
 from speechquilt.text import spoken_form
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTC, CharacterCTCConfig, TokenizerEmitter
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
@@ -37,18 +36,15 @@ CALIBRATED = 200  # training recordings with known word times that the shift is 
 GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most about 1 %
 SHIFT_FILE, RESULTS_FILE = "shift.json", "results.json"
 FRAME_S = FRAME_SAMPLES / audio.SAMPLE_RATE
-FITTING, LONGEST_S = 0.9, 30.0  # of one's own recordings, for the window
+FITTING, LONGEST_S = 0.9, 30.0  # share of one's own recordings that the window holds, and its longest in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignerRecipe:
-    """`model.alphabet` is filled in from the training texts. Recordings longer than the model's window are left out.
-
-    `fit_window`: the recordings decide `model.max_frames`, so that `FITTING` of them are heard whole. A window much longer
-    than what it was trained on would be deaf to places that it has never seen.
-    """
+    """How an aligner is trained. Recordings longer than the model's window are left out."""
 
     model: CharacterCTCConfig = CharacterCTCConfig(alphabet="")
+    """Sizes of the network; its alphabet is filled in from the training texts."""
     train: TrainConfig = TrainConfig(
         steps=400,
         lr=2e-3,
@@ -60,10 +56,17 @@ class AlignerRecipe:
         checkpoint_every=200,
         num_threads=1,
     )
+    """The run: its steps, learning rate and checkpoints."""
     batch_seconds: float = 16.0
+    """Most seconds of audio in a batch, padding included; never less than the model's window."""
     gain_db: float = 3.0
+    """Each recording is made louder or softer by up to this many decibels, at random; 0 leaves it as it is."""
     sorted_epochs: int = 1
+    """The first so many epochs go from short to long recordings, on which alignments are found sooner."""
     fit_window: bool = False
+    """Let the recordings decide model.max_frames, so that nine in ten are heard whole, up to 30 s. A window much
+    longer than what it was trained on would be deaf to places that it has never seen.
+    """
 
 
 OWN_ALIGNER = AlignerRecipe(fit_window=True)
@@ -72,18 +75,24 @@ OWN_ALIGNER = AlignerRecipe(fit_window=True)
 
 @dataclass(frozen=True, kw_only=True)
 class MicroWorldAlignerConfig:
-    """An aligner for the embedded default: sentences of the micro-world, 1 to `max_joined` at a time, by espeak-ng.
-
-    Held-out ones are joined too: in a recording of a single short sentence, words spread evenly are not far off.
-    """
+    """An aligner for the micro-world, trained on its sentences as espeak-ng speaks them."""
 
     run_dir: str = "runs/aligner"
+    """Folder that holds the run."""
     world: MicroWorldConfig = MicroWorldConfig()
+    """Which micro-world."""
     voices: EspeakTTSConfig = EspeakTTSConfig()
+    """Who speaks, and how."""
     sentences: int = 2000
+    """Sentences to train on."""
     max_joined: int = 5
+    """Most sentences in one recording, held-out ones included: in a single short sentence, words spread evenly are
+    not far off.
+    """
     held_out: int = 200
+    """Sentences to measure on."""
     recipe: AlignerRecipe = field(default_factory=AlignerRecipe)
+    """How the aligner is trained."""
 
 
 def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfig()) -> dict[str, Any]:
@@ -94,30 +103,6 @@ def micro_world_aligner(config: MicroWorldAlignerConfig = MicroWorldAlignerConfi
         speaker, join(world.held_out_sentences(config.held_out), config.max_joined, seed=1), "speak held-out"
     )
     return train_aligner(config.recipe, train, held_out, Path(config.run_dir))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignerRun:
-    """`speech`: folder of audio with transcripts, one recording in twenty of which is held out. Where its metadata has word
-    times, they set the shift of the boundaries and the measured error."""
-
-    speech: str = ""
-    run_dir: str = "runs/aligner"
-    recipe: AlignerRecipe = OWN_ALIGNER
-
-
-def run_aligner(run: AlignerRun) -> None:
-    """`speechquilt train aligner`; resumes by itself. Writes what was measured to `results.json`, and prints it."""
-    try:
-        corpus = folder_corpus(required("speech", run.speech), None)
-        folder = Path(run.run_dir)
-        make_folder(folder)
-        found = train_aligner(run.recipe, corpus.sentences, corpus.held_out, folder)
-        if distributed.rank() == 0:
-            write_json(folder / RESULTS_FILE, found)
-            report(found, folder, f"speechquilt align {run.speech} ALIGNED --aligner {folder}")
-    finally:
-        distributed.stop()
 
 
 def train_aligner(
@@ -240,7 +225,7 @@ def boundary_errors(aligner: Aligner, utterances: Sequence[Utterance]) -> np.nda
 
 
 def measure_shift(aligner: CTCAligner, timed: Sequence[Utterance]) -> BoundaryShift:
-    """What the median start and end lack; no shift when there is nothing to measure on."""
+    """The shift that brings the median start and end onto the known ones; none when no recording has word times."""
     errors_N2 = boundary_errors(CTCAligner(aligner.emitter), timed)
     if not len(errors_N2):
         return BoundaryShift()

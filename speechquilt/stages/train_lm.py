@@ -1,7 +1,7 @@
 """Stage 5: pre-train one speech-text language model on a mixture of shards.
 
-Place in the pipeline: layer 4, after the shards. With `budget="steps"` or "units" models are compared at equal global units: a
-patched model reads more tokens. With "tokens" all read the same data, and a patched model steps over fewer units.
+With `budget="steps"` or "units" models are compared at equal global units: a patched model reads more tokens. With
+"tokens" all read the same data, and a patched model steps over fewer units.
 Trap: a run folder remembers its patcher and vocabulary in `run.json`, and its speech BPE in `speech_bpe.json`; a model
 without them cannot be used.
 """
@@ -46,27 +46,42 @@ BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-tex
 
 @dataclass(frozen=True, kw_only=True)
 class LMRecipe:
-    """`model.vocab_size` is filled in from the shards. `weights`: share of tokens per source, missing sources left out.
-    `max_epochs`: how often a source may be gone through before it leaves the mixture (default: no bound). `join`: recordings
-    of one session that are interleaved as one document.
+    """How one speech-text language model is trained.
 
-    `budget` "units" or "tokens": train for about `budget_amount` of them (base speech tokens, text and special tokens, over
-    all ranks); the number of steps follows from the data and replaces `train.steps`. `speech_pieces`: read speech as that
-    many BPE pieces instead of base tokens. `warm_start`: Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from instead
-    of random weights; a plain model takes its sizes from there, a latent one those of its global transformer.
+    The number of steps is train.steps, or follows from a budget in units or tokens, which then replaces it.
     """
 
     model: PlainLMConfig | LatentLMConfig
+    """Kind and sizes of the model; its vocabulary comes from the shards."""
     patcher: PatcherConfig
+    """How speech tokens are grouped into patches."""
     weights: dict[str, float]
+    """Share of the tokens for each source, by name; sources without shards are left out."""
     pack: PackConfig
+    """The size of a batch."""
     train: TrainConfig
+    """The run: its steps, learning rate, devices and checkpoints."""
     budget: Budget = "steps"
+    """How the length of the run is given: in "steps" (train.steps), or as budget_amount of "units" (equal compute for
+    every patcher) or of "tokens" (equal data).
+    """
     budget_amount: int = 0
+    """Units or tokens to train for, over all ranks; tokens are base speech tokens, text and special tokens. 0 with a
+    budget in steps.
+    """
     speech_pieces: int | None = None
+    """Read speech as pieces of a BPE of this size, learned from the shards; None reads the speech tokens as they are.
+    """
     warm_start: str = ""
+    """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from; "" starts from random weights. A plain model
+    takes its sizes from there, a latent one those of its global transformer.
+    """
     max_epochs: dict[str, float] = field(default_factory=dict)
+    """How often each source may be gone through before it leaves the mixture; a source that is not named has no
+    bound.
+    """
     join: JoinConfig = JoinConfig()
+    """Which recordings of one session are interleaved as one document."""
 
     def __post_init__(self) -> None:
         MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
@@ -94,21 +109,24 @@ class LMRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LMRun:
-    """`run.json`: what is needed to use a trained model beside its weights.
-
-    `num_speech`: ids of the speech tokenizer. `speech_pieces`: the pieces that the model reads instead, if any, and
-    `bpe_fingerprint` of the BPE that makes them. `tokenizer`: the speech tokenizer's folder, seen from the run's ("" = not
-    noted, see `tokenizer_folder`).
-    """
+    """`run.json`: what is needed to use a trained model beside its weights."""
 
     num_text: int
+    """Ids of the text tokenizer."""
     num_speech: int
+    """Ids of the speech tokenizer."""
     text_fingerprint: str
+    """Of the text tokenizer."""
     speech_fingerprint: str
+    """Of the speech tokenizer that made the shards."""
     patcher: PatcherConfig
+    """How speech tokens were grouped into patches."""
     speech_pieces: int | None = None
+    """Number of BPE pieces that the model reads instead of speech tokens; None when it reads the tokens."""
     bpe_fingerprint: str = ""
+    """Of the BPE that makes the pieces; "" without one."""
     tokenizer: str = ""
+    """The speech tokenizer's folder, seen from the run's; "" when it was not noted (`tokenizer_folder`)."""
 
     @property
     def vocab(self) -> Vocab:
@@ -118,11 +136,14 @@ class LMRun:
 
 @dataclass(frozen=True, kw_only=True)
 class LMData:
-    """What one run trains on: its sources as documents, and the BPE that cuts their speech, if any."""
+    """What one run trains on."""
 
     sources: Mapping[str, ShardFolder | ParallelSource]
+    """Its sources as documents, by name."""
     run: LMRun
+    """The vocabulary that they agree on."""
     bpe: SpeechBPE | None
+    """What cuts their speech into pieces; None when nothing does."""
 
     def mixture(self, recipe: LMRecipe) -> Mixture:
         weights = {s: recipe.weights[s] for s in self.sources}
@@ -250,7 +271,7 @@ def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
     """`train.steps`, or as many as the budget in units or tokens allows; equal on every rank and in every resumed run."""
     if recipe.budget == "steps":
         return recipe.train.steps
-    # It goes on from point to point, so that each sees other documents: as often as that takes.
+    # One mixture for all points, so that each sees other documents; no bounds, since that may take many epochs.
     mixture = data.mixture(replace(recipe, max_epochs={}))
 
     def loader_at(progress: float) -> Loader:

@@ -1,8 +1,8 @@
 """Stage 3: train the text-to-token model and let the tokenizer's ASR head read its tokens back.
 
-Place in the pipeline: layer 4, after the tokenizer. Cost of the default: about 2 minutes on two cores.
-Trap: interleaving asks for spans, so spans are measured by length class, not only whole sentences; and patches ask for word
-ends, so those are measured against the recordings' word times.
+Cost of the default: about 2 minutes on two cores.
+Trap: interleaving asks for spans, so spans are measured by length class, not only whole sentences; and patches ask for
+word ends, so those are measured against the recordings' word times.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,16 @@ SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spe
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenRecipe:
-    """Sizes of the stack, the rows it trains on, the run, and how spans are sampled."""
+    """How a text-to-token model is trained."""
 
     llama: LlamaConfig
+    """Sizes of the transformer."""
     data: TextToTokenDataConfig
+    """The size of a batch, and how pieces of the recordings are drawn."""
     train: TrainConfig
+    """The run: its steps, learning rate, devices and checkpoints."""
     engine: EngineConfig
+    """How speech tokens are sampled with the trained model."""
 
 
 def train_text_to_token(

@@ -1,9 +1,9 @@
 """Stage 2: train the speech tokenizer as an ASR model and measure it on held-out sentences.
 
-Place in the pipeline: layer 4. Cost of the default: about 4 minutes on two cores; expected word error rate: docs/results.md.
-Sizes for real speech: `tokenizer_presets`; real corpora: `tokenizer_corpora`.
-Trap: what is measured at the end is the *tokens*: held-out audio is encoded to ids, and the ids alone are read back. What is
-measured on the way (`held_out.json`) is the ASR model as it stands, which has no codebook yet during the VQ warm-up.
+Cost of the default: about 4 minutes on two cores; expected word error rate: docs/results.md.
+Trap: what is measured at the end is the *tokens*: held-out audio is encoded to ids, and the ids alone are read back.
+What is measured on the way (`held_out.json`) is the ASR model as it stands, which has no codebook yet during the VQ
+warm-up.
 """
 
 import json
@@ -44,25 +44,32 @@ FROM_WHISPER = (  # what a Whisper folder decides, whatever the recipe's model s
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
-    """`model.text_vocab_size` is the most ids the text tokenizer may have; it gets fewer when the text needs fewer. The
-    first `sorted_epochs` go from short to long recordings.
-
-    `augment`: SpecAugment, off by default as in the paper. `threads` decode audio ahead of the training step. With
-    `evaluate_every` steps, WER and CER on held-out speech are written to `held_out.json`; each time costs a checkpoint.
-    `start`: folder of a Hugging Face Whisper whose weights, sizes and text tokenizer the model takes, with `language` in its
-    prompt (null for English-only checkpoints); the bottleneck and everything of the codebook stay `model`'s.
-    """
+    """How a speech tokenizer is trained."""
 
     model: SupervisedTokenizerConfig
+    """Sizes of the network and the codebook; text_vocab_size is the most text ids, fewer where the text needs fewer."""
     train: TrainConfig
+    """The run: its steps, learning rate, devices and checkpoints."""
     batch_seconds: float = 60.0
+    """Most seconds of audio in a batch of one rank, padding included; longer recordings are left out."""
     gain_db: float = 3.0
+    """Each recording is made louder or softer by up to this many decibels, at random; 0 leaves it as it is."""
     sorted_epochs: int = 1
+    """The first so many epochs go from short to long recordings, on which CTC finds its alignments sooner."""
     augment: SpecAugmentConfig | None = None
+    """SpecAugment: hide bands of time and frequency in training; None, as in the paper, hides nothing."""
     threads: int = 0
+    """Threads that decode audio ahead of the training step; 0 decodes in between. The batches are the same."""
     evaluate_every: int = 0
+    """Steps between measurements of WER and CER on held-out speech, written to held_out.json; each costs a
+    checkpoint. 0 measures at the end only.
+    """
     start: str = ""
+    """Folder of a Hugging Face Whisper whose weights, sizes and text tokenizer the model takes; the bottleneck and
+    everything of the codebook stay those of model. "" starts from random weights.
+    """
     language: str | None = "en"
+    """Language in the prompt of that Whisper, such as en; None for its English-only checkpoints."""
 
     def __post_init__(self) -> None:
         for key in ("threads", "evaluate_every"):

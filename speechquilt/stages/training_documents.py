@@ -1,8 +1,7 @@
 """The kinds of training documents, each from what it needs, written as shards.
 
-Place in the pipeline: layer 4, after the tokenizer and the text-to-token model, before the mixture.
 Trap: an ASR or TTS pair opens with its instruction, because without one it would look like an interleaved document that
-repeats itself (spec 1, 6.2).
+repeats itself (spec synthetic-interleaved, 6.2).
 """
 
 from collections.abc import Iterable, Sequence

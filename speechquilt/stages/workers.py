@@ -1,7 +1,7 @@
 """Independent jobs side by side in processes of one thread each.
 
-Place in the pipeline: layer 4; the story trains its language models with it. Small models waste most of a second thread, so
-two processes of one thread finish far more than one process of two; and one thread gives the same bits on any number of cores.
+Small models waste most of a second thread, so two processes of one thread finish far more than one process of two; and
+one thread gives the same bits on any number of cores.
 Trap: a worker must not outlive its parent, or two processes would write one run folder after a kill and a restart.
 """
 

@@ -1,21 +1,20 @@
 """How much of the words survives at 50, 25, 12.5 and 6.25 tokens per second? One tokenizer per rate on the micro-world.
 
-Place in the pipeline: layer 4, a study beside the story: `python -m speechquilt.studies.frame_rates [key=value ...]`. It leaves
-results.json, frame_rates.md (the paper's numbers beside ours) and frame_rates.svg in `run_dir`.
-Cost: four trainings of the toy tokenizer's length, one core each, as many at a time as there are cores. Result: docs/results.md.
-Trap: every rate has the same network, steps, data and codebook unless `codebook_sizes` says otherwise, so bit rate and frame
-rate change together. And a sentence with more text ids than tokens cannot be learnt with CTC: the lower the rate, the more
-recordings are left out, which the table counts.
+The study leaves results.json, frame_rates.md (the paper's numbers beside ours) and frame_rates.svg in `run_dir`.
+Cost: four trainings of the toy tokenizer's length, one core each, as many at a time as there are cores. Result:
+docs/results.md.
+Trap: every rate has the same network, steps, data and codebook unless `codebook_sizes` says otherwise, so bit rate and
+frame rate change together. And a sentence with more text ids than tokens cannot be learnt with CTC: the lower the rate,
+the more recordings are left out, which the table counts.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speechquilt.config import override, to_dict
+from speechquilt.config import to_dict
 from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.files import write_json
 from speechquilt.recipes import defaults
@@ -34,17 +33,26 @@ PAPER_WER = {50.0: (1.85, 3.78), 25.0: (1.94, 4.16), 12.5: (2.10, 4.90), 6.25: N
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRatesConfig:
-    """`codebook_sizes[i]` codes at `rates[i]` tokens per second. Joined sentences and held-out ones as in the story."""
+    """Tokenizers of several frame rates, everything else the same."""
 
     run_dir: str = "runs/frame_rates"
+    """Folder that holds the study."""
     rates: tuple[float, ...] = (50.0, 25.0, 12.5, 6.25)
+    """Speech tokens per second to compare: each one of 50, 25, 12.5 and 6.25, none twice."""
     codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
+    """Codes at each of the rates, in the same order; more codes keep more of the speech."""
     world: MicroWorldConfig = MicroWorldConfig()
+    """Which micro-world."""
     voices: EspeakTTSConfig = EspeakTTSConfig()
+    """Who speaks, and how."""
     sentences: int = 8000
+    """Different sentences to train on."""
     max_joined: int = 5
+    """Most sentences in one training recording; 1 to this many are joined."""
     held_out: int = 200
+    """Sentences that are spoken one by one to measure on."""
     tokenizer: TokenizerRecipe = replace(defaults.TOKENIZER, train=replace(defaults.TOKENIZER.train, num_threads=1))
+    """How each tokenizer is trained; pooling and codebook size are set for its rate."""
 
     def __post_init__(self) -> None:
         if len(self.rates) != len(self.codebook_sizes) or not self.rates or len(set(self.rates)) < len(self.rates):
@@ -62,6 +70,9 @@ class FrameRatesConfig:
         codebook_size = self.codebook_sizes[self.rates.index(rate)]
         model = replace(self.tokenizer.model, pooling=RATES[rate].pooling, codebook_size=codebook_size, **whole)
         return replace(self.tokenizer, model=model)
+
+    def run(self) -> None:
+        study(self)
 
 
 def study(config: FrameRatesConfig) -> Path:
@@ -159,7 +170,3 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         "another model, so only the trend compares.",
     ]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    study(override(FrameRatesConfig(), sys.argv[1:]))

@@ -1,8 +1,8 @@
 """Real text that no one here wrote: licence texts and documentation that every Debian and Python installation carries.
 
-Place in the pipeline: layer 2, the corpus of `speechquilt study real_text`, where a user's own folder of text would stand.
-Trap: machines differ. What is found depends on the packages that are installed, so a study counts it in its results, and
-writes it down before anything is trained on it.
+It stands where a user's own folder of text would stand.
+Trap: machines differ. What is found depends on the packages that are installed, so a study counts it in its results,
+and writes it down before anything is trained on it.
 """
 
 import ast
@@ -28,13 +28,16 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True, kw_only=True)
 class InstalledTextsConfig:
-    """`sources` in the order in which a text that is there twice is kept; at most `mib_per_source` MiB of each; one document
-    in `held_out_every` is held out, of every source.
-    """
+    """Which installed texts are read, and how many of them."""
 
     sources: tuple[str, ...] = ("licences", "topics", "packages", "docstrings")
+    """Kinds of text: "licences", "topics" (the Python reference that help() prints), "packages" (their READMEs) and
+    "docstrings" (of the standard library). A text that is there twice is kept in the source that is named first.
+    """
     mib_per_source: float = 0.75
+    """Most MiB of text from each source."""
     held_out_every: int = 4
+    """One document in so many is held out, of every source; at least 2."""
 
     def __post_init__(self) -> None:
         for source in self.sources:
@@ -48,11 +51,14 @@ class InstalledTextsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTexts:
-    """What one source gave. `found`: documents that are installed; the rest is what was kept of them."""
+    """What one source gave."""
 
     found: int
+    """Documents that are installed."""
     train: tuple[TextDocument, ...]
+    """Those that were kept to train on."""
     held_out: tuple[TextDocument, ...]
+    """Those that were kept to measure on."""
 
 
 def collect(config: InstalledTextsConfig) -> dict[str, SourceTexts]:

@@ -1,10 +1,10 @@
-"""`speechquilt study interleaving`: what interleaved data is worth, on the micro-world, several seeds each (spec 1, section 10).
+"""`speechquilt study interleaving`: what interleaved data is worth, on the micro-world, several seeds each.
 
-Place in the pipeline: layer 4; starts from the tokenizer, text-to-token model and shards of `story toy` (made first when they
-are not there; `prepared` names the folder of a finished story, which is only read).
+After spec synthetic-interleaved, section 10. The study starts from the tokenizer, text-to-token model and shards of
+`story toy` (made first when they are not there; `prepared` names the folder of a finished story, which is only read).
 Every run takes the same steps over the same number of global units. Conditions that coincide are run once.
-Trap: the paper's amounts come on top of other data, ours are shares of a fixed budget: what interleaved data gives up, the
-other sources read more of.
+Trap: the paper's amounts come on top of other data, ours are shares of a fixed budget: what interleaved data gives up,
+the other sources read more of.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Segment, TextDocument
 
 SYNTHETIC, PARALLEL = pipeline.INTERLEAVED
-GROUPS = ("interleaved", "text", "both")  # of facts: text interleaved, only written, also in recordings
+GROUPS = ("interleaved", "text", "both")  # of facts: in interleaved text, in plain text only, in both and in recordings
 ENDINGS = {kind: [f"story.{kind}.{pair}" for pair in PAIRS] for kind in ("topic", "hard")}
 FACT_TASKS = {"qa": "free answers", "fact": "choice of four"}
 FACTS = {task: [f"{task}.{group}.{pair}" for group in GROUPS for pair in ("ST", "SS")] for task in FACT_TASKS}
@@ -54,16 +54,19 @@ Rows = dict[str, dict[str, dict[str, Any]]]  # question, condition, what was fou
 class Condition:
     """How one run differs from the story's plain baseline; the default is that baseline.
 
-    `ratio`: share of the words that become speech in synthetic interleaved text. `amount`: times the story's weight of both kinds
-    of interleaved data; the other sources fill up. `interleaving`: which kind there is; one alone takes the other's weight too.
-    `without`: sources left out; the rest fills up. Filling up keeps proportions. `patcher` other than "none" is an LST.
+    Where a source gets less or nothing, the others fill up in proportion to their weights.
     """
 
     ratio: float = InterleaveConfig().ratio
+    """Share of the words that become speech in synthetic interleaved text, 0 to 0.5."""
     amount: float = 1.0
+    """Times the story's weight of both kinds of interleaved data; 0 leaves it out."""
     interleaving: Literal["both", "synthetic", "parallel"] = "both"
+    """Which kinds of interleaved data there are: "both", or one alone, which takes the other's weight too."""
     without: tuple[str, ...] = ()
+    """Sources that are left out, by name."""
     patcher: Literal["none", "static", "aligned", "mixed", "curriculum"] = "none"
+    """How speech is grouped: "none" trains a plain model on every token, any other kind a latent one on patches."""
 
     @property
     def name(self) -> str:
@@ -100,10 +103,12 @@ def _scaled(weights: dict[str, float], total: float) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Conditions by what the table calls them; gains are over the one called `against`."""
+    """Conditions that are compared with each other."""
 
     conditions: dict[str, Condition]
+    """The conditions, by what the table calls them."""
     against: str
+    """Name of the condition that the others' gains are measured against."""
 
     def __post_init__(self) -> None:
         if self.against not in self.conditions:
@@ -111,7 +116,7 @@ class Question:
 
 
 def _questions() -> dict[str, Question]:
-    alone = ("parallel", "speech", "asr", "tts")  # whatever has a recording in it
+    alone = ("parallel", "speech", "asr", "tts")  # the sources that hold recordings
     return {
         "spoken ratio": Question(
             conditions={f"{ratio}": Condition(ratio=ratio) for ratio in (0.1, 0.2, 0.3, 0.4)}, against="0.3"
@@ -142,23 +147,29 @@ def _questions() -> dict[str, Question]:
 
 @dataclass(frozen=True, kw_only=True)
 class InterleavingConfig(seeds.StudyConfig):
-    """`questions`: what is compared with what."""
+    """Conditions with more, less or other interleaved data, everything else the same."""
 
     run_dir: str = "runs/interleaving"
+    """Folder that holds the study."""
     steps: int = 650
+    """Training steps of every language model; 0 takes those of the story."""
     questions: dict[str, Question] = field(default_factory=_questions)
+    """What is compared with what, by question."""
 
     @property
     def conditions(self) -> list[Condition]:
         """All conditions, each once."""
         return list(dict.fromkeys(c for question in self.questions.values() for c in question.conditions.values()))
 
+    def run(self) -> None:
+        study(self)
+
 
 def study(config: InterleavingConfig) -> Path:
     """Make the missing shards, train and ask every condition with every seed; returns the path of interleaving.md."""
     full = pipeline.scaled(config.story)
     for condition in config.conditions:
-        condition.weights(full.weights)  # a wrong one is said now, not after an hour
+        condition.weights(full.lm.weights)  # an error in one is raised now, not after an hour
     made = config.start()
     folder = Path(config.run_dir)
     voiced = Story(folder, made.fingerprint).stage(
@@ -283,12 +294,12 @@ def train_and_ask(
 def lm_recipe(config: InterleavingConfig, condition: Condition, seed: int) -> LMRecipe:
     """The story's recipe with the condition's mixture and patcher."""
     full = pipeline.scaled(config.story)
-    return LMRecipe(
-        model=full.plain if condition.patcher == "none" else full.latent,
+    return replace(
+        full.lm,
+        model=full.plain if condition.patcher == "none" else full.lm.model,
         patcher=PatcherConfig(kind=condition.patcher, patch_size=defaults.PATCH_SIZE),
-        weights=condition.weights(full.weights),
-        pack=full.pack,
-        train=replace(full.pretrain, seed=seed, steps=config.steps or full.pretrain.steps),
+        weights=condition.weights(full.lm.weights),
+        train=replace(full.lm.train, seed=seed, steps=config.steps or full.lm.train.steps),
     )
 
 
@@ -323,7 +334,7 @@ def summary(config: InterleavingConfig, question: Question, label: str, results:
     mine, others = (seeds.run_names(c.name, config.seeds) for c in (condition, reference))
     return {
         "run": condition.name,
-        "weights": condition.weights(pipeline.scaled(config.story).weights),
+        "weights": condition.weights(pipeline.scaled(config.story).lm.weights),
         **{key: seeds.mean_of(results, mine, key) for key in COSTS},
         **{key: seeds.pooled_loss(evals, key, mine, others) for key in LOSSES},
         **{key: seeds.pooled_accuracy(evals, key, mine, others) for key in TASKS},

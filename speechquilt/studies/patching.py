@@ -1,8 +1,9 @@
-"""`speechquilt study patching`: how to group speech tokens, on the micro-world, several seeds each (spec 2, sections 8 to 10).
+"""`speechquilt study patching`: how to group speech tokens, on the micro-world, several seeds each.
 
-Place in the pipeline: layer 4; starts from the shards of `story toy` (made first when they are not there).
-Compute-controlled: every system takes the same steps over the same number of global units, so a patched one reads more.
-Data-controlled: the token-level systems read as many tokens as the static LST does, in more steps.
+After spec latent-speech-text, sections 8 to 10. The study starts from the shards of `story toy` (made first when they
+are not there). Compute-controlled: every system takes the same steps over the same number of global units, so a
+patched one reads more. Data-controlled: the token-level systems read as many tokens as the static LST does, in more
+steps.
 Trap: the intervals are over stories, pooled over seeds; how far seeds lie apart stands beside them, not inside them.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechquilt.files import write_json
+from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes.toy import pipeline
@@ -29,13 +31,18 @@ TASKS = {f"{kind}.{pair}": f"story.{kind}.{pair}" for kind in ("topic", "hard") 
 
 @dataclass(frozen=True, kw_only=True)
 class SystemConfig:
-    """One row of the study. `tokens_of`: read as many tokens as that system does, instead of taking the same steps."""
+    """One row of the study: a model and how it groups speech tokens."""
 
     kind: Literal["plain", "latent"]
+    """"plain" steps over every token, "latent" over patches."""
     patcher: PatcherConfig
+    """How speech tokens are grouped into patches; of kind none for a plain model."""
     text_path: Literal["decoder", "bypass"] = "decoder"
+    """In a latent model: "decoder" sends text through the local modules too, "bypass" past them."""
     speech_pieces: int | None = None
+    """Read speech as pieces of a BPE of this size; None reads the speech tokens as they are."""
     tokens_of: str | None = None
+    """Name of a system to read as many tokens as; None takes the same steps as all others."""
 
 
 def _latent(kind: Any, **more: Any) -> SystemConfig:
@@ -48,10 +55,12 @@ def _plain(**more: Any) -> SystemConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchingConfig(seeds.StudyConfig):
-    """`systems` to compare, each with its gain over `reference`."""
+    """Ways to group speech tokens, everything else the same."""
 
     run_dir: str = "runs/patching"
+    """Folder that holds the study."""
     reference: str = "baseline"
+    """Name of the system that the others' gains are measured against."""
     systems: dict[str, SystemConfig] = field(
         default_factory=lambda: {
             "baseline": _plain(),
@@ -65,6 +74,10 @@ class PatchingConfig(seeds.StudyConfig):
             "bpe_data": _plain(speech_pieces=1000, tokens_of="static"),
         }
     )
+    """The systems to compare, by name."""
+
+    def run(self) -> None:
+        study(self)
 
 
 def study(config: PatchingConfig) -> Path:
@@ -110,12 +123,13 @@ def train_and_ask(config: PatchingConfig, name: str, seed: int, made: pipeline.P
 def system_recipe(config: PatchingConfig, name: str, seed: int, tokens: int) -> LMRecipe:
     """The toy's recipe with the system's model, patcher and budget."""
     system, full = config.systems[name], pipeline.scaled(config.story)
-    train = replace(full.pretrain, seed=seed, steps=config.steps or full.pretrain.steps)
-    return LMRecipe(
-        model=full.plain if system.kind == "plain" else replace(full.latent, text_path=system.text_path),
+    train = replace(full.lm.train, seed=seed, steps=config.steps or full.lm.train.steps)
+    latent = full.lm.model
+    assert isinstance(latent, LatentLMConfig)  # the story's default; its plain twin is `full.plain`
+    return replace(
+        full.lm,
+        model=full.plain if system.kind == "plain" else replace(latent, text_path=system.text_path),
         patcher=system.patcher,
-        weights=full.weights,
-        pack=full.pack,
         train=train,
         budget="tokens" if tokens else "steps",
         budget_amount=tokens,

@@ -1,8 +1,7 @@
 """A figure of its own, without a style sheet: word error rate against bit rate, one point per frame rate.
 
-Place in the pipeline: layer 4, drawn by `frame_rates`. The charts of `evals/figures.py` live inside the report and take
-their colours from it; this one is a file that a README can show.
-Trap: bit rates double from point to point, so the x axis is logarithmic.
+The charts of the report take their colours from the report's style sheet; this one is a file that a README can show.
+Bit rates double from point to point, so the x axis is logarithmic.
 """
 
 import math
@@ -11,17 +10,20 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 320, 62, 40, 24, 52
 INK, GRID, POINT = "#333", "#ddd", "#b5472f"
-HEADROOM = 1.15  # of the highest point
-LOWEST_TOP = 0.1  # per cent: the axis of points that are all 0
+HEADROOM = 1.15  # the y axis ends at this many times the highest point
+LOWEST_TOP = 0.1  # per cent, where the y axis ends when all points are 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatePoint:
-    """Tokens per second, bits per second, and the word error rate as a share of words."""
+    """One point of the figure."""
 
     frame_rate: float
+    """Tokens per second."""
     bit_rate: float
+    """Bits per second."""
     wer: float
+    """Word error rate, as a share of words."""
 
 
 def rate_svg(points: Sequence[RatePoint]) -> str:

@@ -1,11 +1,12 @@
-"""`speechquilt study real_text`: text that no one here wrote, through the whole command, with its rejects and its noise.
+"""`speechquilt study real_text`: text that no one here wrote, through the whole command, with its rejects and its
+noise.
 
-Place in the pipeline: layer 4. Stages: `corpus` (data/installed_texts) -> `tokenizer` and `text_to_token`, trained on sentences of
-the training documents that espeak-ng speaks -> `interleaved`, what `speechquilt interleave` makes of the held-out
-documents, every span read back -> `reader`, the same spans spoken by espeak-ng. Leaves results.json and real_text.md.
+Stages: `corpus` (installed texts) -> `tokenizer` and `text_to_token`, trained on sentences of the training documents
+that espeak-ng speaks -> `interleaved`, what `speechquilt interleave` makes of the held-out documents, every span read
+back -> `reader`, the same spans spoken by espeak-ng. Leaves results.json and real_text.md.
 Cost: about 20 minutes on two cores, estimated; docs/results-real-text.md has a shorter run.
-Trap: the reader makes mistakes of its own, many on words it never heard, and they count as noise; what it makes of espeak-ng's
-speech of the same spans says how many.
+Trap: the reader makes mistakes of its own, many on words it never heard, and they count as noise; what it makes of
+espeak-ng's speech of the same spans says how many.
 """
 
 import json
@@ -29,8 +30,9 @@ from speechquilt.data.sources.text_files import read_texts
 from speechquilt.evals import noise
 from speechquilt.evals.noise import NoiseMeter
 from speechquilt.files import write_json
+from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.inspect import inspect
-from speechquilt.jobs.interleave_text import interleave_corpus
+from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
 from speechquilt.recipes import defaults
 from speechquilt.stages.corpus import speak
 from speechquilt.stages.encode import encode_all, text_tokenizer_of
@@ -46,8 +48,8 @@ from speechquilt.tts import EspeakTTS, EspeakTTSConfig
 from speechquilt.types import Document, SpokenSpan, TextDocument, Utterance
 
 LANGUAGES = ("en",)
-SLICE_BYTES = 2**16  # of text in a task: the held-out documents are few, and every worker should have some
-SPANS_AT_ONCE = 256  # spoken spans in memory
+SLICE_BYTES = 2**16  # of text in a task; small, since the held-out documents are few and every worker should have some
+SPANS_AT_ONCE = 256  # spans that are spoken, and kept in memory, together
 PAGE = "interleaved.html"
 
 # The toy's network with more steps, a longer warm-up (open vocabulary takes longer to lock on) and twice the codes.
@@ -74,13 +76,18 @@ _SPELLED = re.compile(r"[a-z' ]+")
 
 @dataclass(frozen=True, kw_only=True)
 class SentencesConfig:
-    """`train` and `held_out` sentences of `min_words` to `max_words` words, drawn from the documents by `seed`."""
+    """Which sentences of the documents are spoken, to train and measure the tokenizer and the text-to-token model."""
 
     train: int = 5000
+    """Sentences to train on, at least 2."""
     held_out: int = 200
+    """Sentences to measure on, at least 1."""
     min_words: int = 3
+    """Fewest words of a sentence."""
     max_words: int = 25
+    """Most words of a sentence."""
     seed: int = 0
+    """Decides which sentences are drawn."""
 
     def __post_init__(self) -> None:
         if self.train < 2 or self.held_out < 1:
@@ -91,23 +98,32 @@ class SentencesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RealTextConfig:
-    """`corpus`: which texts; `sentences`: how many of them are spoken to train on; `voices`: in which voice; `ratio`: share of
-    the words that become speech; `workers`: processes that interleave (null: one for each core).
-    """
+    """Synthetic interleaving of text that is installed on this machine."""
 
     run_dir: str = "runs/real_text"
+    """Folder that holds the study."""
     corpus: InstalledTextsConfig = InstalledTextsConfig()
+    """Which texts are read."""
     sentences: SentencesConfig = SentencesConfig()
+    """Which of their sentences are spoken to train on."""
     voices: EspeakTTSConfig = EspeakTTSConfig(voices=("en-us",), words_per_minute=180)
+    """Who speaks, and how."""
     tokenizer: TokenizerRecipe = TOKENIZER
+    """How the speech tokenizer is trained."""
     text_to_token: TextToTokenRecipe = TEXT_TO_TOKEN
+    """How the text-to-token model is trained."""
     ratio: float = 0.3
+    """Share of the words that become speech, 0 to 0.5."""
     workers: int | None = None
+    """Processes that interleave at the same time; None is one for each core."""
 
     @property
     def rule(self) -> InterleaveConfig:
-        """Of the spans, as `interleave_corpus` makes it."""
+        """Which words become speech; the same rule that `speechquilt interleave` follows."""
         return InterleaveConfig(ratio=self.ratio, languages=LANGUAGES)
+
+    def run(self) -> None:
+        study(self)
 
 
 def study(config: RealTextConfig) -> Path:
@@ -260,12 +276,10 @@ def interleave_held_out(
         str(corpus),
         shards,
         speaker_dir,
-        ratio=config.ratio,
-        languages=LANGUAGES,
-        slice_bytes=SLICE_BYTES,
-        workers=config.workers,
         tokenizer=tokenizer_dir,
-        noise_sample=1.0,
+        rule=config.rule,
+        settings=InterleaveSettings(slice_mib=SLICE_BYTES / 2**20, noise_sample=1.0),
+        execution=Execution(workers=config.workers),
     )
     inspect(shards, tokenizer=tokenizer_dir, page=folder / PAGE)
     stats = json.loads((shards / "stats.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""The tables of `speechquilt study real_text` as Markdown.
+"""The tables of `speechquilt study real_text` as Markdown, from what its results.json holds.
 
-Place in the pipeline: layer 4, after `real_text`; takes what its results.json holds and measures nothing.
-Trap: two machines have other packages installed, so the tables begin with what was found, and numbers below them belong to it.
+Trap: two machines have other packages installed, so the tables begin with what was found, and numbers below them belong
+to it.
 """
 
 from collections import Counter

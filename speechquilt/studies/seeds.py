@@ -1,6 +1,5 @@
 """What the studies share: one system with one seed as two stages, its seeds pooled, and the cells of their tables.
 
-Place in the pipeline: layer 4, between the stages of a run folder and a study's table; `patching` and `interleaving` use it.
 Trap: the intervals are over items (stories, facts), pooled over seeds; how far seeds lie apart stands beside them, not
 inside them, because three seeds say little about a fourth.
 """
@@ -28,15 +27,22 @@ DETAILS = "details.json"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """`story` makes the world, the tokenizer and the shards in its own run_dir, or they are read from the folder of a finished
-    story, `prepared`; `steps` 0 keeps the story's."""
+    """What every study on the micro-world has."""
 
     run_dir: str
+    """Folder that holds the study."""
     prepared: str = ""
+    """Folder of a finished story whose tokenizer, text-to-token model and shards are read as they are; "" makes what
+    is missing in the folder of story.
+    """
     story: pipeline.ToyConfig = field(default_factory=pipeline.ToyConfig)
+    """The toy story whose world, tokenizer, text-to-token model and shards the study starts from."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Every system is trained once with each of these seeds."""
     steps: int = 0
+    """Training steps of every language model; 0 takes those of the story."""
     num_stories: int = 200
+    """Test stories of each of the two kinds (topic, hard) that the models choose endings for."""
 
     def start(self) -> pipeline.Prepared:
         """The finished story, taken as it is when `prepared` names it; made where it is missing otherwise."""

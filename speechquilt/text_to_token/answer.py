@@ -1,8 +1,7 @@
 """The grammar of an answer: which kind of id may follow which, word by word, whoever computes the probabilities.
 
-Place in the pipeline: shared by the bulk engine (`generate.py`, as a table on the device), the aligner (`boundaries.py`) and
-engines of others (`vllm_engine.py`). An answer is `(silence)? (cue speech WORD_END (silence)?)* EOS`, its cues those of the
-text, in order; a silence is speech WORD_END (see `examples.py`).
+An answer is `(silence)? (cue speech WORD_END (silence)?)* EOS`, its cues those of the text, in order; a silence is
+speech WORD_END (see `examples.py`).
 Trap: kinds are not ids. CUE stands for the next id of the text, whichever that is, SPEECH for the whole codebook.
 """
 

@@ -1,14 +1,15 @@
 """Where the words of given speech tokens end, as the text-to-token model hears it: an aligner of text and tokens.
 
-Place in the pipeline: the model writes a WORD_END after each word, so synthetic spans carry word ends. Here the speech tokens
-are given and the model only says where a unit ends and whether a silence comes next. The recipe compares these ends with
-known word times: that is the boundary error of the spans.
-Trap: every cue gets at least one token, as in generation, so speech of fewer tokens than its text has cues cannot be aligned.
-A token is 80 ms at 12.5 Hz: ends lie on that grid, and a word without a token of its own takes one from its neighbour.
+The model writes a WORD_END after each word, so synthetic spans carry word ends. Here the speech tokens are given, and
+the model only says where a unit ends and whether a silence comes next. Compared with known word times, these ends
+show the boundary error of synthetic spans.
+Trap: every cue gets at least one token, as in generation, so speech of fewer tokens than its text has cues cannot be
+aligned. A token is 80 ms at 12.5 Hz: ends lie on that grid, and a word without a token of its own takes one from its
+neighbour.
 
-The structure is chosen by its probability together with that of the tokens: a WORD_END that comes too early makes the tokens
-after it unlikely under the next cue. One greedy pass cannot take it back; so the best `beam` answers are kept, one for each
-place in the text (docs/decisions/0018-text-to-token.md).
+The structure is chosen by its probability together with that of the tokens: a WORD_END that comes too early makes the
+tokens after it unlikely under the next cue. One greedy pass cannot take it back; so the best `beam` answers are kept,
+one for each place in the text (docs/decisions/0018-text-to-token.md).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,15 +1,14 @@
 """Training examples for the text-to-token model: whole utterances and short spans, packed into rows.
 
-Place in the pipeline: between the speech tokenizer (and word times) and the one trainer; the recipe fills `AlignedTokens`.
-Trap: interleaving asks the model for *spans* that start and end in mid-sentence, so spans cut at word boundaries must be
-seen in training (spec synthetic-interleaved, section 4). A cut span runs from the first token of its first word to the
-last token of its last word: the silence outside is dropped, because nothing in the text says that a pause is there, while
-the pauses inside it stay. Whole utterances keep the silence at their edges.
+Trap: interleaving asks the model for *spans* that start and end in mid-sentence, so spans cut at word boundaries must
+be seen in training (spec synthetic-interleaved, section 4). A cut span runs from the first token of its first word to
+the last token of its last word: the silence outside is dropped, because nothing in the text says that a pause is
+there, while the pauses inside it stay. Whole utterances keep the silence at their edges.
 
-One example is `BOS, text ids, <speech>, units, EOS`. The unit of a word is its own text ids once more (its cue), its speech
-tokens, WORD_END; that of a silence run is its speech tokens, WORD_END. Why cues: without them the model has to keep its
-place in the text by itself and loses it (docs/decisions/0006-word-cues.md). A recording without word times is one word that
-is its whole text. Text is always `spoken_form`, in training and in generation.
+One example is `BOS, text ids, <speech>, units, EOS`. The unit of a word is its own text ids once more (its cue), its
+speech tokens, WORD_END; that of a silence run is its speech tokens, WORD_END. Why cues: without them the model has to
+keep its place in the text by itself and loses it (docs/decisions/0006-word-cues.md). A recording without word times
+is one word that is its whole text. Text is always `spoken_form`, in training and in generation.
 """
 
 import bisect
@@ -141,16 +140,18 @@ def _example(
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenDataConfig:
-    """`rows` of the global batch, over all ranks, of `row_tokens` tokens.
-
-    Each epoch holds every utterance whole once and `spans_per_utterance` random cuts of 1 to `max_span_words` words of it.
-    """
+    """How the recordings are shown to the text-to-token model: each whole, and in pieces cut at words."""
 
     rows: int = 16
+    """Rows of the global batch, over all ranks; a multiple of the number of ranks."""
     row_tokens: int = 512
+    """Tokens in a row, at least 8. A row holds several examples; an example that is longer is left out."""
     spans_per_utterance: int = 2
+    """Pieces cut at random from each utterance per epoch, beside the whole of it; 0 shows it whole only."""
     max_span_words: int = 15
+    """Most words in a piece; lengths from 1 to it are drawn."""
     seed: int = 0
+    """Decides the order of the examples and where pieces are cut."""
 
     def __post_init__(self) -> None:
         for key, low in (("rows", 1), ("row_tokens", 8), ("spans_per_utterance", 0), ("max_span_words", 1)):

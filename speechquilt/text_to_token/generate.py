@@ -1,17 +1,17 @@
 """Text -> speech tokens in bulk: continuous batching over the text-to-token model, `protocols.TextToToken`.
 
-Place in the pipeline: after the model is trained; fills spans of text corpora with speech (spec synthetic-interleaved,
-sections 4 and 5.2), so most of the tokens of a pre-training run pass through here.
+It fills spans of text corpora with speech (spec synthetic-interleaved, sections 4 and 5.2), so most of the tokens of a
+pre-training run come from here.
 Trap: a request's random numbers belong to the request (its seed, the attempt, the position), never to the batch. What a
 text becomes is therefore the same alone, in any order and in any company, up to float noise at the edge of a choice.
 
-Every word's speech is introduced by the word's own text ids, its cue (see `examples.py`). The words are known, so the model
-never chooses which one comes: it says whether a silence comes first and when a unit ends, and every word is spoken exactly
-once, in order. At the start of a unit the next cue competes with a silence by the logit of its first id; inside a cue every
-other id is illegal.
+Every word's speech is introduced by the word's own text ids, its cue (see `examples.py`). The words are known, so the
+model never chooses which one comes: it says whether a silence comes first and when a unit ends, and every word is
+spoken exactly once, in order. At the start of a unit the next cue competes with a silence by the logit of its first
+id; inside a cue every other id is illegal.
 
-Rows of the state are slots. A slot reads its prompt at once, samples until EOS or its cap, is emptied and takes the next
-request, longest first, so that slots of one time have similar lengths and the last ones to finish are short.
+Rows of the state are slots. A slot reads its prompt at once, samples until EOS or its cap, is emptied and takes the
+next request, longest first, so that slots of one time have similar lengths and the last ones to finish are short.
 """
 
 import math
@@ -44,28 +44,38 @@ PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How to sample and what to refuse; defaults from spec synthetic-interleaved, 4 and 5.2.
+    """How speech tokens are sampled and which answers are refused; defaults from spec synthetic-interleaved, 4 and 5.2.
 
-    Numbers of speech tokens are those at 12.5 Hz; `for_frame_rate` gives those of another rate.
-    `max_rows` slots; `temperature` 0 is greedy; `top_p` nucleus mass. A request may generate `cap_per_token` ids per text
-    token + `cap_extra` (WORD_ENDs counted) beside its cues, then it is a runaway. Texts of 3 or more text tokens must have
-    `min_per_token` to `max_per_token` speech tokens per text token. A stretch of `max_repeat` tokens with a period of up
-    to 8 is a loop. What fails is sampled again up to `max_retries` times. `poll_every`: steps between two looks at who
-    is done (each look waits for the device). `cache_tokens` of key-value state in one call; very long texts get fewer slots.
+    Numbers of speech tokens are those at 12.5 Hz; `for_frame_rate` gives those of another rate. An answer that is refused
+    is sampled again; what fails every time stays text.
     """
 
     max_rows: int = 128
+    """Most texts that are spoken at once; more are faster on a GPU and take more memory."""
     temperature: float = 1.0
+    """Of sampling: 0 always takes the most likely token, 1 samples as the model predicts; lower varies less."""
     top_p: float = 0.9
+    """Sample among the most likely tokens that together have this probability, above 0 and up to 1 (1: among all)."""
     cap_per_token: int = 10
+    """Most speech tokens and word ends of an answer per text token, and cap_extra more; a longer one is refused."""
     cap_extra: int = 10
+    """Speech tokens and word ends that any answer may have beside cap_per_token."""
     min_per_token: float = LEAST
+    """Fewer speech tokens per text token are refused, in texts of 3 or more text tokens."""
     max_per_token: float = MOST
+    """More speech tokens per text token are refused, in texts of 3 or more text tokens."""
     max_repeat: int = 25
+    """An answer that repeats itself, with a period of up to 8 tokens, for this many speech tokens is refused."""
     max_text_tokens: int = 256
+    """A text of more text tokens is not spoken."""
     max_retries: int = 2
+    """How often a refused answer is sampled again; 0 never."""
     poll_every: int = 2
+    """Steps between two looks at which answers are done: a look makes a GPU wait, answers that are done hold their
+    rows.
+    """
     cache_tokens: int = 128 * 1024
+    """Most tokens of key-value state held at once, over all rows: bounds memory; very long texts get fewer rows."""
 
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
@@ -99,13 +109,18 @@ class EngineConfig:
 
 @dataclass(kw_only=True)
 class EngineStats:
-    """Counts over the life of an engine. `rejects`: final reasons; `retries`: attempts after the first."""
+    """Counts over the life of an engine."""
 
     texts: int = 0
+    """Texts that were asked for."""
     retries: int = 0
+    """Attempts after the first."""
     rejects: Counter[str] = field(default_factory=Counter)
+    """Texts that were not spoken in the end, by reason."""
     speech_tokens: int = 0
+    """Speech tokens of all answers."""
     seconds: float = 0.0
+    """Time spent on them."""
 
 
 @dataclass(kw_only=True)
@@ -164,7 +179,7 @@ class TextToTokenEngine:
         self.frame_rate = model.config.frame_rate
         self.config = (config or EngineConfig()).for_frame_rate(self.frame_rate)
         self.stats = EngineStats()
-        self.shows_progress = True  # False where whoever calls has a line of its own
+        self.shows_progress = True  # False where the caller shows a progress line of its own
 
     @torch.inference_mode()
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:

@@ -1,10 +1,9 @@
 """The text-to-token model: a decoder-only Llama that reads text and writes speech tokens.
 
-Place in the pipeline: trained by the one trainer on `examples.py`, run by `generate.py` (spec synthetic-interleaved,
-section 4). It is a plain `protocols.LanguageModel` over the shared id space.
+It is a plain `protocols.LanguageModel` over the shared id space (spec synthetic-interleaved, section 4).
 Trap: parameter names are those of `LlamaForCausalLM`, so a saved folder is a standard Hugging Face folder that any
-engine can serve. Renaming a module here breaks that. The sequence format is not in those weights but in `examples.py`; an
-engine that leaves the cues to sampling instead of forcing them may skip or repeat words.
+engine can serve. Renaming a module here breaks that. The sequence format is not in those weights but in
+`examples.py`; an engine that leaves the cues to sampling instead of forcing them may skip or repeat words.
 """
 
 import json
@@ -32,17 +31,20 @@ Cue = Literal["word", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTokenConfig:
-    """`num_text` ids of the text tokenizer, `num_speech` codebook entries, the sizes of the stack.
-
-    `cue` is what introduces a stretch of speech in the training data, and so in generation: each "word", or once the whole
-    "text" for a model that never saw word times. `frame_rate`: speech tokens per second, of the tokenizer that it writes for.
-    """
+    """The sizes of a text-to-token model."""
 
     num_text: int
+    """Ids of the text tokenizer."""
     num_speech: int
+    """Codes of the speech tokenizer."""
     llama: LlamaConfig
+    """Sizes of the transformer."""
     cue: Cue = "word"
+    """What introduces a stretch of speech in the training data, and so in generation: each "word", or once the whole
+    "text" for a model that never saw word times.
+    """
     frame_rate: float = USUAL_RATE
+    """Speech tokens per second, of the tokenizer that it writes for."""
 
     def __post_init__(self) -> None:
         if self.cue not in ("word", "text"):

@@ -1,12 +1,14 @@
 """The same answers through an engine of others: `protocols.TextToToken` over prompts and completions, vLLM behind it.
 
-Place in the pipeline: in place of `generate.py` where vLLM serves the saved folder, which is a plain Hugging Face Llama.
-Trap: the cues are forced, so one answer is many completions: one id where a cue and a silence compete, then the speech up to
-its WORD_END, and so on, each continuing the prompt before it. Without prefix caching every one reads its prompt again.
+It takes the place of `generate.py` where vLLM serves the saved folder, which is a plain Hugging Face Llama.
+Trap: the cues are forced, so one answer is many completions: one id where a cue and a silence compete, then the
+speech up to its WORD_END, and so on, each continuing the prompt before it. Without prefix caching every one reads its
+prompt again.
 
-`CompletionEngine` knows nothing of vLLM: it needs a function `complete(prompts, calls) -> ids`. What is legal where comes from
-`answer.Position`, requests and refusals from `generate.py`, so that greedy answers are those of our engine. `vllm_complete` is
-that function over `vllm.LLM`; it uses nothing but public sampling parameters. It has not been run (docs/how-to/text-to-token.md).
+`CompletionEngine` knows nothing of vLLM: it needs a function `complete(prompts, calls) -> ids`. What is legal where
+comes from `answer.Position`, requests and refusals from `generate.py`, so that greedy answers are those of our
+engine. `vllm_complete` is that function over `vllm.LLM`; it uses nothing but public sampling parameters. It has not
+been run (docs/how-to/text-to-token.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +30,22 @@ from speechquilt.vocab import Vocab
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What one completion may be: ids among `allowed`, from `min_tokens` to `max_tokens`, up to and with `stop` (None: no
-    such id). `temperature` 0 is greedy."""
+    """What one completion may be."""
 
     allowed: Sequence[int]
+    """Ids that it may hold."""
     stop: int | None
+    """The id that ends it and belongs to it; None when no id does."""
     min_tokens: int
+    """Fewest ids."""
     max_tokens: int
+    """Most ids."""
     temperature: float
+    """0 is greedy."""
     top_p: float
+    """Probability of the most likely ids that are sampled from."""
     seed: int
+    """Of its random numbers."""
 
 
 Complete = Callable[[Sequence[list[int]], Sequence[Call]], list[list[int]]]

@@ -1,4 +1,4 @@
-"""Waveform -> speech tokens: `load` opens any tokenizer folder; `model` has the one that we train."""
+"""Waveform -> speech tokens: `load` opens any tokenizer folder; `supervised` has the tokenizer that we train."""
 
 from speechquilt.tokenizer.loading import load
 

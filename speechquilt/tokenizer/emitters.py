@@ -1,9 +1,8 @@
 """What a CTC aligner listens with: log-probabilities of text ids per frame, by our encoder.
 
-Place in the pipeline: layer 2, handed to `align.CTCAligner` as its emitter (`align.Emitter` says what one must be able to do).
-`CharacterCTC` is an encoder of its own at 50 frames/s, trained by `recipes/aligner.py`; `TokenizerEmitter` is the CTC head
-that a speech tokenizer was trained with.
-Trap: a tokenizer's head marks a word by one piece in one 80 ms token, so its times are coarse (docs/decisions/0013-alignment.md).
+`CharacterCTC` is an encoder of its own at 50 frames/s; `TokenizerEmitter` is the CTC head that a speech tokenizer was
+trained with. That head marks a word by one piece in one 80 ms token, so its times are coarse
+(docs/decisions/0013-alignment.md).
 """
 
 from collections.abc import Sequence
@@ -29,19 +28,27 @@ FRAME_SAMPLES = 2 * HOP  # the stem halves the mel frames: 20 ms
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterCTCConfig:
-    """`alphabet`: the characters of the training texts, without the space. `max_frames` (20 ms each) is the longest window;
-    `context_frames` of it at each inner edge are heard but not used.
-    """
+    """An aligner's ear: a small encoder that hears which characters are spoken in every 20 ms."""
 
     alphabet: str
+    """Characters of the training texts, without the space. A word with any other character cannot be aligned."""
     num_mels: int = 80
+    """Mel bins of the input."""
     width: int = 128
+    """Numbers per frame between the layers (the model's width); a multiple of 2 * `num_heads`."""
     num_heads: int = 4
+    """Attention heads of each layer."""
     ffn_width: int = 512
+    """Width inside the feed-forward part of each layer."""
     num_layers: int = 3
+    """Transformer layers, at least 2."""
     max_frames: int = 400
+    """Longest window, in frames of 20 ms (400 is 8 s). Longer audio is cut into windows."""
     context_frames: int = 50
+    """Frames of 20 ms at each edge between two windows that are heard but not used. More: better near the edges, more
+    compute."""
     seed: int = 0
+    """Seed of the first weights."""
 
     def __post_init__(self) -> None:
         if self.num_layers < 2:
@@ -93,7 +100,8 @@ class CharacterCTC(nn.Module):
         self.blank = self.ctc.blank
 
     def forward(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Audio of at most a window, zeros on the right -> encoder states `[B, F, D]` and the valid frames, ceil(S / 320)."""
+        """Audio of at most a window, zeros on the right -> encoder states `[B, F, D]` and the valid frames, ceil(S /
+        320)."""
         num_frames_B = -(-num_samples_B // FRAME_SAMPLES)
         wav_BS = nn.functional.pad(wav_BS, (0, -wav_BS.shape[1] % FRAME_SAMPLES))
         if wav_BS.shape[1] > self.window_frames * FRAME_SAMPLES:

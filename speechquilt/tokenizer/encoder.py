@@ -1,9 +1,9 @@
-"""The Whisper-shaped encoder around the bottleneck: stem and lower layers, pooling, then upper layers (spec 1, 2.1-2.2).
+"""The Whisper-shaped encoder around the bottleneck: stem and lower layers, pooling, then upper layers (spec 1,
+2.1-2.2).
 
-Place in the pipeline: layer 2, the network of the speech tokenizer; `model.py` puts features before it, the quantiser
-between its two halves and the ASR heads after it. Parameter names are those of transformers' WhisperEncoder.
-Trap: position tables end after `max_frames`. Both halves take ONE window of at most that many frames; longer audio is
-cut into windows by `windows.WindowRule`, which `token_encoder.py`, `model.py` and `streaming.py` share.
+Parameter names are those of transformers' WhisperEncoder.
+Trap: position tables end after `max_frames`. Both halves take ONE window of at most that many frames; longer audio must
+be cut into windows by `windows.WindowRule`.
 """
 
 import math
@@ -13,26 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-STEM_GAIN = 3.0  # per convolution, on top of He's: makes the stem about five times as loud as the positions
+# Per convolution, times He's standard deviation: what leaves the stem is about five times as large as the positions.
+STEM_GAIN = 3.0
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # keys and values of the frames so far, each [B, H, F, K]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSizes:
-    """`block_frames`: attention sees the past and the rest of its own block of frames; `causal=False` is plain Whisper
-    (centred convolutions, full attention). Frames are 20 ms; `pooling` of them make one token. `layers_above=0`: only what
-    makes tokens, without the final norm."""
+    """Sizes of a Whisper-shaped audio encoder around a bottleneck. Its frames are 20 ms long."""
 
     num_mels: int = 80
+    """Mel bins of the input. Whisper has 80; large-v3 has 128."""
     width: int = 192
+    """Numbers per frame between the layers (the model's width); a multiple of 2 * `num_heads`."""
     num_heads: int = 4
+    """Attention heads of each layer."""
     ffn_width: int = 768
+    """Width inside the feed-forward part of each layer, usually 4 times `width`."""
     layers_below: int = 3
+    """Layers before the bottleneck: these make the tokens."""
     layers_above: int = 3
+    """Layers after it: these only help to read the tokens in training. 0: tokens alone, without the final norm."""
     pooling: int = 4
+    """Frames averaged into one token: 1, 2, 4 and 8 give 50, 25, 12.5 and 6.25 tokens per second. More: fewer tokens,
+    each of which must say more."""
     block_frames: int = 100
+    """Length of an attention block, in frames of 20 ms: a frame attends to the past and to the rest of its block. A
+    streaming tokenizer waits for whole blocks, so shorter answers sooner and hears less ahead. A multiple of `pooling`;
+    without `causal` nothing attends by blocks."""
     max_frames: int = 1500
+    """Longest window, in frames of 20 ms (1500 is 30 s); a multiple of `pooling`. Longer audio is cut into windows."""
     causal: bool = True
+    """True: convolutions and attention hear nothing beyond the block, so tokens can stream. False: plain Whisper, which
+    hears the whole window."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -44,7 +57,7 @@ class EncoderSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(EncoderSizes):
-    """An encoder alone; the speech tokenizer's config has the same fields and builds its encoder from them itself."""
+    """An encoder alone, without codebook."""
 
     def build(self) -> "AudioEncoder":
         return AudioEncoder(self)
@@ -69,7 +82,8 @@ class Attention(nn.Module):
         memory_BFD: torch.Tensor | None = None,
         past: KeyValues | None = None,
     ) -> tuple[torch.Tensor, KeyValues]:
-        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`). `mask` is True where attention may go."""
+        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`). `mask` is True where attention may
+        go."""
         source = x_BTD if memory_BFD is None else memory_BFD
         k, v = self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
         if past is not None:
@@ -123,8 +137,9 @@ class AudioEncoder(nn.Module):
     def _initialise(self, layers: list[EncoderLayer]) -> None:
         """For training from scratch; PyTorch's own start takes twice the steps to the same CTC loss.
 
-        Its convolutions whisper: 0.04 under position sines of 0.7, so the first layers hear positions, not sound. Here
-        the stem speaks up, and equal query and key maps make attention begin with what is like itself: the neighbours.
+        Its convolutions give values of 0.04 beside position sines of 0.7, so the first layers receive positions rather
+        than sound. Here the stem is louder, and equal maps to queries and keys make a frame attend at first to frames
+        that are like itself, its neighbours.
         """
         initialise_blocks(self.layers)
         with torch.no_grad():
@@ -146,8 +161,8 @@ class AudioEncoder(nn.Module):
     ) -> tuple[torch.Tensor, list[KeyValues]]:
         """Stem output of one window -> pooled vectors `[B, ceil(F / pooling), D]` and each layer's keys and values.
 
-        `num_frames_B` counts valid frames of the window including the past. With `past`, `x_BFD` continues the window at
-        a block start; the result is what one pass over the whole window gives for these frames.
+        `num_frames_B` counts valid frames of the window including the past. With `past`, `x_BFD` continues the window
+        at a block start; the result is what one pass over the whole window gives for these frames.
         """
         start = past[0][0].shape[2] if past else 0
         stop = start + x_BFD.shape[1]
@@ -184,7 +199,8 @@ class AudioEncoder(nn.Module):
         if self.config.causal:
             seen_QF = (key_F <= query_Q[:, None]) | (key_F // block == query_Q[:, None] // block)
             allowed_BQF = allowed_BQF & seen_QF
-        # A row whose audio ended before this window looks at itself: never used, but no softmax may be empty.
+        # A row whose audio ended before this window attends to itself: the result is not used, but a softmax over
+        # nothing would be NaN.
         allowed_BQF = allowed_BQF | ((key_F == query_Q[:, None]) & (valid_B == 0)[:, None, None])
         return allowed_BQF[:, None]
 

@@ -1,8 +1,9 @@
 """The released GLM-4-Voice tokenizer: its folder (`glm-4-voice-tokenizer`) as a `TokenEncoder` (spec 1, 2.3).
 
-Place in the pipeline: layer 2; gives the tokens that the released 9B model and its speech decoder speak.
-Trap: it hears Whisper's features, which see the whole window of 30 s: `step` gives nothing before a window is complete and
-`lookahead_s` says so, although the attention inside is block-causal. For streaming train a tokenizer on "stream" features.
+Its tokens are those that the released 9B model and its speech decoder speak.
+Trap: it hears Whisper's features, which see the whole window of 30 s: `step` gives nothing before a window is complete
+and `lookahead_s` says so, although the attention inside is block-causal. For streaming train a tokenizer on "stream"
+features.
 """
 
 from pathlib import Path
@@ -46,8 +47,9 @@ def is_glm4_voice(hf: dict[str, Any]) -> bool:
 def load_glm4_voice(folder: Path) -> TokenEncoder:
     """The tokenizer in eval mode: ceil(samples / 1280) tokens, pieces of 30 s each alone.
 
-    In the release's own batches, which pad all clips to the longest, the features of a shorter clip's last 12.5 ms see the
-    padding; here a clip always gives what it gives alone. Raises FileNotFoundError or ValueError naming the file or key.
+    In the release's own batches, which pad all clips to the longest, the features of a shorter clip's last 12.5 ms see
+    the padding; here a clip always gives what it gives alone. Raises FileNotFoundError or ValueError naming the file or
+    key.
     """
     folder = Path(folder)
     config = _config(read_json(folder / "config.json"))

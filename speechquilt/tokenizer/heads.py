@@ -1,9 +1,8 @@
 """The two ASR heads that teach the codebook to carry words: CTC, and a small Whisper-style attention decoder.
 
-Place in the pipeline: layer 2, above the encoder's final states; they also read speech tokens back as text.
-Trap: both use one id beyond the text tokenizer's, `num_text`: blank for CTC, start and end of text for a decoder without
-a prompt. Whisper's own decoder has a prompt of several ids and its end inside its vocabulary; parameter names are
-transformers' WhisperDecoder's.
+They also read speech tokens back as text. Parameter names are those of transformers' WhisperDecoder.
+Trap: both use one id beyond the text tokenizer's, `num_text`: blank for CTC, start and end of text for a decoder
+without a prompt. Whisper's own decoder has a prompt of several ids and its end inside its vocabulary.
 """
 
 import torch

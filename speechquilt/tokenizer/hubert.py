@@ -1,9 +1,10 @@
-"""HuBERT units: the nearest k-means centroid to each frame of one layer of a `HubertModel`, as TWIST, SpiritLM and LST use.
+"""HuBERT units: the nearest k-means centroid to each frame of one layer of a `HubertModel`, as TWIST, SpiritLM and LST
+use.
 
-Place in the pipeline: layer 2; a `protocols.SpeechTokenizer` without training code or a way back to text. The folder is a
-Hugging Face HuBERT folder plus `units.json` and `centroids.safetensors` (docs/how-to/public-tokenizers.md makes them).
-Trap: HuBERT sees everything it is given, so the units depend on where long audio is cut. `windows.WindowRule` is the rule, a
-short clip is one window; `step` waits for a whole window and `lookahead_s` says so.
+There is no training code and no way back to text. The folder is a Hugging Face HuBERT folder plus `units.json` and
+`centroids.safetensors` (docs/how-to/public-tokenizers.md makes them).
+Trap: HuBERT sees everything it is given, so the units depend on where long audio is cut. `windows.WindowRule` is the
+rule, a short clip is one window; `step` waits for a whole window and `lookahead_s` says so.
 """
 
 from collections import defaultdict
@@ -40,16 +41,19 @@ _UNUSED = {"masked_spec_embed"}  # weights that only training reads
 
 @dataclass(frozen=True, kw_only=True)
 class HubertUnitsConfig:
-    """`units.json`. `layer` 1 is the first transformer layer; its output is taken before any final norm, as fairseq does.
-
-    `normalize`: zero mean and unit variance per window, as `do_normalize` in the checkpoint's preprocessor_config.json.
-    Each window gives the units of `core_s` seconds and hears up to `margin_s` more on either side.
-    """
+    """How units are made from a HuBERT model: the content of `units.json` in its folder."""
 
     layer: int
+    """Transformer layer whose output is clustered; 1 is the first. The output is taken before any final norm, as
+    fairseq does."""
     normalize: bool = False
+    """Whether each window gets zero mean and unit variance first, as `do_normalize` in the checkpoint's
+    preprocessor_config.json says."""
     core_s: float = 20.0
+    """Seconds of audio whose units one window gives. Longer: fewer cuts, more memory and a longer wait when
+    streaming."""
     margin_s: float = 5.0
+    """Seconds that a window hears more on either side, so that cuts do not change the units near them."""
 
 
 class HubertUnits(nn.Module):
@@ -59,7 +63,8 @@ class HubertUnits(nn.Module):
     centroids_KD: torch.Tensor
 
     def __init__(self, config: HubertUnitsConfig, hubert: "HubertModel", centroids_KD: torch.Tensor) -> None:
-        """`hubert` is cut after `config.layer`, in place; `centroids_KD` float. Raises ValueError when they do not fit."""
+        """`hubert` is cut after `config.layer`, in place; `centroids_KD` float. Raises ValueError when they do not
+        fit."""
         super().__init__()
         hf = hubert.config
         _check(config, hf, centroids_KD)
@@ -87,7 +92,8 @@ class HubertUnits(nn.Module):
 
     @torch.no_grad()
     def encode(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded 16 kHz audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token samples).
+        """Right-padded 16 kHz audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token
+        samples).
 
         Windows of equal length share a pass, so nothing depends on the batch: HuBERT's group norm would hear padding.
         Raises ValueError on empty or non-finite audio.

@@ -1,7 +1,6 @@
 """Any tokenizer folder: a run of ours, the released GLM-4-Voice tokenizer, or HuBERT units.
 
-Place in the pipeline: layer 2, what commands and recipes call with the folder that a user names.
-Trap: which kind a folder is, its files say, not its name; a plain Whisper or HuBERT is not a tokenizer yet.
+Its files say which kind a folder is, not its name. A plain Whisper or HuBERT is not a tokenizer yet.
 """
 
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Model folders: safetensors in one file or in shards, and a tokenizer around them that never draws weights of its own.
 
-Place in the pipeline: layer 2, under everything here that loads: our runs, Whisper, GLM-4-Voice, HuBERT.
-Trap: weights are copies in float32, whatever the file holds. A view into the file would die with the file when a run is
+Trap: weights are copies in float32, whatever the file holds. A view into the file would become invalid when a run is
 saved over the folder that it started from.
 """
 
@@ -20,7 +19,8 @@ M = TypeVar("M", bound=TokenEncoder)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder; floating-point ones as float32. Raises FileNotFoundError or ValueError naming the file."""
+    """All tensors of the folder; floating-point ones as float32. Raises FileNotFoundError or ValueError naming the
+    file."""
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         for name, tensor in read_weights(path).items():

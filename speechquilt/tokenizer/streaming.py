@@ -1,9 +1,10 @@
-"""Tokens while the audio is still arriving, equal to those of the whole audio.
+"""Tokens of a causal `TokenEncoder` while the audio is still arriving, equal to those that `encode` gives for all of
+it.
 
-Place in the pipeline: layer 2, the incremental twin of `TokenEncoder.encode` for causal models; `windows.step` serves the others.
-Trap: nothing is certain before its block is complete, since frames see to the end of their block; so samples wait here
-until then, and a block is computed once, from its own samples, a few before it and the keys and values of its window. Keys and
-values hold positions of their window, so the first block of a next window encodes the carried context again with itself.
+Frames see to the end of their block, so samples wait here until a block is complete. Then it is computed once, from its
+own samples, a few before it, and the keys and values of its window.
+Trap: keys and values hold positions of their window. They are of no use in the next one, whose first block therefore
+encodes the carried context again.
 """
 
 from dataclasses import dataclass, field
@@ -24,9 +25,12 @@ CONTEXT_FRAMES = 3
 
 @dataclass(frozen=True)
 class StreamState:
-    """Bounded by one window. `wav_S`: samples that were heard and are needed again, then those of the block that is not
-    complete yet; `num_heard`: how many of them were heard; `frame`: where the block starts in its window; `past`: keys and
-    values of the window's earlier frames, one pair per layer, none before the window's first block."""
+    """What is kept between two steps, at most a window of it.
+
+    `wav_S`: samples that were heard and are needed again, then those of the block that is not complete yet;
+    `num_heard`: how many of them were heard; `frame`: where the block starts in its window; `past`: keys and values of
+    the window's earlier frames, one pair per layer, none before the window's first block.
+    """
 
     wav_S: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     num_heard: int = 0
@@ -68,7 +72,8 @@ def _block(model: "TokenEncoder", state: StreamState, stop: int) -> tuple[torch.
     config = model.config
     frame_samples = model.token_samples // config.pooling
     end_frame = state.frame + (stop - state.num_heard) // frame_samples
-    # A window's first block takes all that was heard as part of the window, a later one as what its first frames reach back to.
+    # The first block of a window takes all samples that were heard as part of the window. A later one takes only those
+    # that the features of its first frames reach back to.
     lead = min(CONTEXT_FRAMES * frame_samples, state.num_heard) if state.past else 0
     start = state.num_heard - lead if state.past else 0
     pooled_BTD, past = model.frames(

@@ -1,9 +1,8 @@
-"""The speech tokenizer that we train: a `TokenEncoder` and the ASR half above its codebook, which also reads tokens back.
+"""The speech tokenizer that we train: a `TokenEncoder` and the ASR half above its codebook, which also reads tokens
+back.
 
-Place in the pipeline: layer 2. Trained by `train/objectives/asr.py`, read by every stage that needs tokens, and by the evals,
-which let it read generated tokens back as text.
-Trap: the ASR half sees one window at a time too, so without `context_frames` a word cut by the edge of a window is read in two
-parts.
+Trap: the ASR half sees one window at a time too, so without `context_frames` a word cut by the edge of a window is read
+in two parts.
 """
 
 from collections.abc import Sequence
@@ -32,27 +31,41 @@ Head = Literal["ctc", "attention"]
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedTokenizerConfig(TokenEncoderConfig):
-    """Encoder, codebook and heads (`EncoderSizes`, `TokenEncoderConfig`, `VectorQuantizerConfig` explain theirs).
-
-    `text_vocab_size`: ids of the text tokenizer; `max_text_ids`: longest text of the attention decoder; `ctc_weight`: share
-    of CTC in the ASR loss, the rest is attention; `read_back_head`: the head that turns tokens into text. The ids of
-    `decoder_prompt` begin every text of the attention decoder and `decoder_end` ends it, both ids of the text tokenizer, as
-    in Whisper; without a prompt one id beyond the text tokenizer's does both.
-    """
+    """A speech tokenizer that is trained by speech recognition: encoder, codebook, and the two heads that read text
+    from the tokens."""
 
     text_vocab_size: int
+    """Ids of the text tokenizer whose texts the heads learn to write."""
     decoder_layers: int = 2
+    """Layers of the attention decoder, the second of the two heads."""
     decoder_prompt: tuple[int, ...] = ()
+    """Text ids that begin every text of the attention decoder, as in Whisper. Empty: it has an id of its own for start
+    and end."""
     decoder_end: int | None = None
+    """Text id that ends every text of the attention decoder; given together with `decoder_prompt`. None: its own id."""
     vq_decay: float = 0.99
+    """How much of its past a code keeps at each update of the codebook, between 0 and 1. Nearer to 1: slower and
+    steadier."""
     vq_warmup_updates: int = 0
+    """Training steps at the start in which the codebook is bypassed while data for a first one, made by k-means, is
+    collected. 0: quantise at once, with random codes."""
     vq_restart_interval: int = 100
+    """Updates between two searches for codes that are hardly used. Such codes are replaced by vectors of the batch."""
     vq_restart_threshold: float = 0.01
+    """A code counts as hardly used below this share of the average code's use: 0.01 is a hundredth of it. 0 replaces
+    none."""
     commitment_weight: float = 2.5
+    """Weight of the distance between the encoder's vectors and their codes in the loss. Larger: vectors stay nearer to
+    the codes, and have less freedom to carry words."""
     ctc_weight: float = 0.5
+    """Share of the CTC head in the recognition loss, 0 to 1; the attention decoder has the rest."""
     max_text_ids: int = 448
+    """Longest text that the attention decoder can read or write, in ids of the text tokenizer."""
     read_back_head: Head = "ctc"
+    """The head that turns tokens back into text by default: "ctc" is fast, "attention" writes one id after the
+    other."""
     seed: int = 0
+    """Seed of the first weights and of the codebook's random choices."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +111,12 @@ class SupervisedTokenizerConfig(TokenEncoderConfig):
 
 @dataclass(frozen=True)
 class Encoded:
-    """`states_BTD`: what the ASR heads read; `ids_BT`: codes, None while the VQ warm-up bypasses the codebook;
-    `commitment_BT`: squared error to the code, mean over channels, 0 in the padding; `num_tokens_B`: valid tokens;
-    `ctc_B`, `attention_B`: -log p of each row's text by either head, None when no text was given."""
+    """Result of a forward pass.
+
+    `states_BTD`: what the ASR heads read; `ids_BT`: codes, None while the VQ warm-up bypasses the codebook;
+    `commitment_BT`: squared distance to the code, mean over channels, 0 in the padding; `num_tokens_B`: valid tokens;
+    `ctc_B`, `attention_B`: -log p of each row's text by either head, None when no text was given.
+    """
 
     states_BTD: torch.Tensor
     ids_BT: torch.Tensor | None
@@ -111,7 +127,8 @@ class Encoded:
 
 
 class SupervisedTokenizer(TokenEncoder):
-    """16 kHz audio <-> ids; `forward` is the training pass through bottleneck and upper layers, `encode` stops at ids."""
+    """16 kHz audio <-> ids; `forward` is the training pass through bottleneck and upper layers, `encode` stops at
+    ids."""
 
     config: SupervisedTokenizerConfig
 

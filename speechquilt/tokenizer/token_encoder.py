@@ -1,9 +1,8 @@
 """Waveform -> speech tokens: log-mel, half an ASR encoder, pooling, one VQ codebook.
 
-Place in the pipeline: layer 2; implements `protocols.SpeechTokenizer`. `model.SpeechTokenizer` adds the ASR half that it is
-trained with; a released checkpoint without that half is just this (`glm4_voice.py`).
-Trap: audio is cut into windows of `max_frames` (30 s), because position tables end there. A window knows of those before it
-only what it reads again, `context_frames`; 0 means hard cuts, as in the released tokenizer (spec 1, 2.6).
+A released tokenizer without the ASR half that it was trained with is just this.
+Trap: audio is cut into windows of `max_frames` (30 s), because position tables end there. A window knows of those
+before it only what it reads again, `context_frames`; 0 means hard cuts, as in the released tokenizer (spec 1, 2.6).
 """
 
 import hashlib
@@ -27,24 +26,26 @@ _ENCODING_KEYS = (  # the config fields that the tokens depend on
     "num_mels", "width", "num_heads", "ffn_width", "layers_below", "pooling", "block_frames", "max_frames", "causal",
     "codebook_size",
 )  # fmt: skip
-_LATER_KEYS = {
-    "features": "stream",
-    "context_frames": 0,
-}  # in the fingerprint when they are not this: older ones stay valid
+# Fields that came later. They enter the fingerprint when they are not this, so that older fingerprints stay valid.
+_LATER_KEYS = {"features": "stream", "context_frames": 0}
 
 StreamState = streaming.StreamState | windows.WindowState
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEncoderConfig(EncoderSizes):
-    """`features`: "stream" hears nothing of the future and treats the last token as full; "whisper" is Whisper's own log-mel,
-    which sees the whole window, with the frames after the last sample masked, as the released GLM-4-Voice does.
-    `context_frames`: of its past that every window but a clip's first reads again, whole blocks (docs/decisions/0020-long-audio.md).
-    """
+    """What makes tokens out of audio: encoder, codebook, and how they hear."""
 
     codebook_size: int = 512
+    """Number of different tokens. More: each can say more, and each is seen less often in training."""
     features: MelMode = "stream"
+    """Input features. "stream": nothing of the future is heard and the last token counts as full. "whisper": Whisper's
+    own log-mel, which hears the whole window, with the frames after the last sample masked, as in the released
+    GLM-4-Voice tokenizer."""
     context_frames: int = 0
+    """Frames of 20 ms of its past that every window but a clip's first hears again, in whole blocks of `block_frames`
+    (docs/decisions/0020-long-audio.md). More: fewer errors where windows meet, more compute on long audio. 0: windows
+    know nothing of each other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +97,8 @@ class TokenEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded 16 kHz audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token samples).
+        """Right-padded 16 kHz audio -> `ids_BT` (int64, 0 in the padding), `num_tokens_B` = ceil(samples / token
+        samples).
 
         A row gives the same ids alone and in any batch; what lies beyond its `num_samples_B` is never read. Raises
         ValueError on empty or non-finite audio, and before the codebook exists.
@@ -114,8 +116,8 @@ class TokenEncoder(nn.Module):
         """Any number of new samples -> ids `ids_T` that no later sample can change, and the new state.
 
         The ids of all steps together are those of `encode` on the whole audio. `final` flushes the last, incomplete
-        block; the returned state is then a fresh one. Without causal features and attention the whole window is awaited;
-        `lookahead_s` says so.
+        block; the returned state is then a fresh one. Without causal features and attention the whole window is
+        awaited; `lookahead_s` says so.
         """
         if isinstance(state, streaming.StreamState):
             return streaming.step(self, wav_S, state, final)
@@ -154,7 +156,7 @@ class TokenEncoder(nn.Module):
         return torch.cat(parts, 1), -(-num_samples_B // self.token_samples)
 
     def _mel(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
-        """Log-mel of each row as if it were alone: what looks forward or at a whole clip needs each row's own end."""
+        """Log-mel of each row as if it were alone; features that look ahead must see the row's own end."""
         length_B = -(-num_samples_B // self.token_samples) * self.token_samples
         if self.config.features == "whisper":
             return self._whisper_mel(wav_BS, length_B)

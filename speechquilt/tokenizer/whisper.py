@@ -1,8 +1,9 @@
 """Start from Whisper: a Hugging Face folder becomes a speech tokenizer that is ready to be trained (spec 1, 2.1, 2.5).
 
-Place in the pipeline: layer 2, before tokenizer training; reads config.json, safetensors and tokenizer.json, no code.
-Trap: the start is Whisper in all its weights, not in its function. The causal stem, the block mask and the streaming
-features are new to these weights, and the codebook and the CTC head are empty, so its tokens mean nothing before training.
+It reads config.json, safetensors and tokenizer.json, nothing that runs code.
+Trap: the weights are Whisper's, but the model does not compute what Whisper computes. The causal stem, the block mask
+and the streaming features are new to these weights, and the codebook and the CTC head are empty, so its tokens mean
+nothing before training.
 """
 
 from pathlib import Path
@@ -37,8 +38,9 @@ def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -
     """A tokenizer with Whisper's encoder, decoder and text tokenizer; codebook and CTC head are new, drawn from `seed`.
 
     `language`: the language token of the decoder's prompt; None for the English-only checkpoints, which have none.
-    `fields`: any field of `SupervisedTokenizerConfig` that the checkpoint does not decide. Defaults: the bottleneck in the middle
-    of the encoder, 12.5 Hz with 16,384 codes (other poolings: the paper's codebook), read back by the attention decoder.
+    `fields`: any field of `SupervisedTokenizerConfig` that the checkpoint does not decide. Defaults: the bottleneck in
+    the middle of the encoder, 12.5 Hz with 16,384 codes (other poolings: the paper's codebook), read back by the
+    attention decoder.
 
     The text tokenizer is Whisper's, which puts no space before a first word: write texts with one, as its authors do.
     Raises FileNotFoundError or ValueError naming the file or key, the rule and the remedy.

@@ -1,8 +1,7 @@
 """Sizes: what a Whisper of each size becomes as a tokenizer at each frame rate (spec 1, 2.1).
 
-Place in the pipeline: layer 2, read by recipes that train at full size and by `whisper.py` for its defaults.
-Trap: 6.25 Hz makes one token of 8 frames, and neither Whisper's window of 1,500 frames nor the paper's block of 100 is a
-multiple of that. Its window is 1,496 frames (29.92 s) and its block 96 (1.92 s).
+Trap: 6.25 Hz makes one token of 8 frames, and neither Whisper's window of 1,500 frames nor the paper's block of 100 is
+a multiple of that. Its window is 1,496 frames (29.92 s) and its block 96 (1.92 s).
 """
 
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from speechquilt.config import nearest
 from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 
 WINDOW_FRAMES = 1500  # 30 s
-CONTEXT_BLOCKS = (
-    2  # carried into the next window: 4 s, for 15 % more work on long audio (docs/decisions/0020-long-audio.md)
-)
-WARMUP_UPDATES = 100  # at the least: the codebook is made when four vectors per code are there as well
+# Carried into the next window: 4 s, for 15 % more work on long audio (docs/decisions/0020-long-audio.md).
+CONTEXT_BLOCKS = 2
+WARMUP_UPDATES = 100  # at the least; the codebook is not made before there are four vectors per code
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Audio of any length in windows of bounded length, offline and as it arrives, for networks that see a whole window.
 
-Place in the pipeline: layer 2, under the tokenizers whose attention or features look at everything they are given.
-Trap: nothing of a window is certain before its last sample is there. Such a tokenizer streams, but with a look-ahead of a
-window; what is causal inside the window (`streaming.py`) need not wait.
+Trap: nothing of a window is certain before its last sample is there. Such a tokenizer streams, but with a look-ahead of
+a window; what is causal inside the window (`streaming.py`) need not wait.
 """
 
 import sys
@@ -29,7 +28,7 @@ class Window:
 class WindowRule:
     """Each window gives `core` tokens and reads up to `margin` tokens more on either side, as far as the clip goes.
 
-    Carried context: a window after the first reads `context` tokens more before its own and gives as many fewer, so no window
+    `context`: a window after the first reads this many tokens more before its own and gives as many fewer, so no window
     is longer than the first, and every token but the clip's first ones has heard `context` tokens before it.
     """
 
@@ -59,7 +58,7 @@ class WindowRule:
 
     @property
     def lookahead_tokens(self) -> int:
-        """Tokens after a token's own end that it may depend on: those of a core's first token."""
+        """The most tokens after its own end that a token may depend on, which is so for the first token of a core."""
         return self.core - 1 + self.margin
 
 
@@ -82,8 +81,8 @@ def step(
 ) -> tuple[torch.Tensor, WindowState]:
     """New samples -> the tokens of every window that is now complete, and the new state.
 
-    `encode_S` turns one window's samples into all of its tokens, int64 `[T]` on `device`. Raises ValueError on audio that
-    is not 1-D, float and finite.
+    `encode_S` turns one window's samples into all of its tokens, int64 `[T]` on `device`. Raises ValueError on audio
+    that is not 1-D, float and finite.
     """
     check_samples(wav_S)
     waiting_S, first = torch.cat([state.wav_S, wav_S.to(device="cpu", dtype=torch.float32)]), state.first

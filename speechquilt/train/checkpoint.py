@@ -1,8 +1,8 @@
 """Checkpoints: the whole state of a run as safetensors and JSON, complete or not there at all.
 
-Place in the pipeline: layer 3, written by the trainer through PyTorch's distributed checkpoints (DCP); later stages read the
-model with `load_model`. One layout for one rank and for many, sharded or not: each rank writes the shards it holds, and
-whoever reads puts together what it needs, whatever the number of ranks was (docs/decisions/0009-distributed-checkpoints.md).
+They are written through PyTorch's distributed checkpoints (DCP). One layout for one rank and for many, sharded or not:
+each rank writes the shards it holds, and whoever reads puts together what it needs, whatever the number of ranks was
+(docs/decisions/0009-distributed-checkpoints.md).
 Trap: a folder is a checkpoint only when its `state.json`, written last, agrees with the size and hash of every other
 file. Anything else (a kill, a full disk, a bad copy) is passed over for the checkpoint before it.
 
@@ -134,8 +134,8 @@ def load_tensors(folder: Path, part: str) -> Tensors:
 def load_model(path: Path, model: nn.Module) -> int:
     """Load the weights of a run folder (its newest checkpoint) or of one checkpoint folder; returns the step.
 
-    A sharded model reads its own shards only. Raises FileNotFoundError when there is none, ValueError when they belong to
-    another model.
+    A sharded model reads its own shards only. Raises FileNotFoundError when there is none, ValueError when they belong
+    to another model.
     """
     folder = path if (path / STATE).is_file() else latest(path)
     if folder is None:

@@ -1,9 +1,7 @@
 """Ranks: start under torchrun, add gradients and scalars over processes, say so when one of them is gone.
 
-Place in the pipeline: layer 3, used by the trainer and by checkpoints; recipes read `rank()` and `world_size()` for their
-loaders.
-Trap: rank r reads rows r::world_size of the global batch, so sums over ranks are sums over that batch. Everything here adds
-and never averages; the trainer divides once, by the weight of the whole batch.
+Trap: rank r reads rows r::world_size of the global batch, so sums over ranks are sums over that batch. Everything here
+adds and never averages; the trainer divides once, by the weight of the whole batch.
 """
 
 import os
@@ -16,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32 gradients per all-reduce
-# Gloo raises a plain RuntimeError for every trouble, so its words are all there is to go by.
+# Gloo raises a plain RuntimeError whatever happened, so only the words of the message tell.
 LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout")
 
 
@@ -33,9 +31,9 @@ def world_size() -> int:
 def start(device: str, timeout_s: float = 600.0) -> torch.device:
     """Join the other processes of torchrun, if any, and return this process's device.
 
-    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere; a rank that leaves the others
-    without an answer for `timeout_s` seconds is an error. Raises ValueError on a name that torch does not know and on a
-    CUDA device that is not there.
+    `device` is "auto", "cpu", "cuda" or any name torch knows. NCCL on CUDA, gloo elsewhere; a rank that leaves the
+    others without an answer for `timeout_s` seconds is an error. Raises ValueError on a name that torch does not know
+    and on a CUDA device that is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +48,7 @@ def start(device: str, timeout_s: float = 600.0) -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size() > 1 and not _started():
-        # Gloo beside NCCL: Python objects travel without waiting for the GPU.
+        # Gloo beside NCCL, so that sending Python objects does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return chosen
@@ -63,7 +61,8 @@ def stop() -> None:
 
 
 def new_cpu_group(timeout_s: float) -> dist.ProcessGroup | None:
-    """All ranks once more, on gloo, for a thread that must not get between the messages of another; None alone."""
+    """A second group of all ranks, on gloo, for a thread whose messages must not mix with another's; None when
+    alone."""
     if world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))

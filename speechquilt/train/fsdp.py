@@ -1,9 +1,9 @@
 """A model made ready for training: activations recomputed, blocks compiled, weights sharded over the ranks.
 
-Place in the pipeline: layer 3, called once by the trainer, before the optimizer is built: sharding replaces the parameters.
-The parts are the model's own `blocks()`; a model without them is one part.
+The parts are the model's own `blocks()`; a model without them is one part. Gradients of a sharded model are *sums* over
+the ranks, like everything in training.
 Trap: the order. What is recomputed is compiled, and what is compiled is sharded; the other way round, the gathering of
-weights would be inside the graph. Gradients of a sharded model are *sums* over the ranks, like everything here.
+weights would be inside the graph. The optimizer is built after that, because sharding replaces the parameters.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from speechquilt.train import distributed
 Shard = Literal["none", "full", "hybrid"]
 Recompute = Literal["none", "blocks", "selective"]
 
-# What "selective" keeps: the outputs of matrix products and of attention, dear to compute and few. The rest (norms,
-# rotations, activations) is cheap and large.
+# What "selective" keeps: the outputs of matrix products and of attention, which are few and cost much to compute. The
+# rest (norms, rotations, activations) is cheap to compute and large.
 KEPT_NAMES = (
     "mm",
     "addmm",
@@ -44,7 +44,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_activations(model: nn.Module, how: Recompute) -> None:
-    """Keep less for the backward pass: of each block its input ("blocks"), or that and its dear outputs ("selective").
+    """Keep less for the backward pass: of each block its input ("blocks"), or that and what costs much ("selective").
 
     Same gradients, less memory, one more forward pass of what is not kept. Parameter names stay. A buffer that a block
     changes in `forward` is changed twice.
@@ -70,9 +70,9 @@ def place(model: nn.Module, device: torch.device) -> None:
 def shard(model: nn.Module, how: Shard, *, size: int, device: torch.device, dtype: torch.dtype) -> None:
     """Split parameters, and with them gradients and moments, over the ranks (FSDP2), in place.
 
-    "full": over all ranks; "hybrid": over `size` ranks, in world_size / size replicas. Block by block, so that the whole
-    model is never on the device. `dtype` is what blocks compute in and weights are gathered in; gradients are added in
-    float32. Raises ValueError when `size` does not divide the number of ranks.
+    "full": over all ranks; "hybrid": over `size` ranks, in world_size / size replicas. Block by block, so that the
+    whole model is never on the device. `dtype` is what blocks compute in and weights are gathered in; gradients are
+    added in float32. Raises ValueError when `size` does not divide the number of ranks.
     """
     # Inputs are left alone: RoPE's tables stay float32, and autocast does the rest.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -87,7 +87,8 @@ def shard(model: nn.Module, how: Shard, *, size: int, device: torch.device, dtyp
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale the gradients so that their common norm is at most `limit`; returns the norm before, whole on every rank."""
+    """Scale the gradients so that their common norm is at most `limit`; returns the norm before, whole on every
+    rank."""
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
@@ -107,7 +108,7 @@ def _mesh(how: Shard, size: int, device: torch.device) -> DeviceMesh:
 
 
 def _recomputed(forward: Callable, selective: bool, *args: Any, **kwargs: Any) -> Any:
-    """A function of ours around `checkpoint`: the compiler passes over frames of torch's own, and what is in them."""
+    """`checkpoint` in a function of ours: the compiler skips torch's own functions, with everything inside them."""
     if selective:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=_contexts, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,8 +1,8 @@
 """What watches over the steps: a NaN ends the run, a spike is reported or skipped, and both name the batch that did it.
 
-Place in the pipeline: layer 3, used by the trainer.
-Trap: reading a number waits for the device. Steps are noted as tensors and read in `check`, all at once; the trainer decides
-when. Loss and gradient norm are sums over all ranks, so every rank finds the same steps and they can ask each other.
+Loss and gradient norm are sums over all ranks, so every rank finds the same steps, and all of them can exchange the
+names of their batches.
+Trap: reading a number waits for the device. Steps are therefore noted as tensors and read in `check`, all at once.
 """
 
 import math
@@ -124,6 +124,6 @@ def _batches(outcome: StepOutcome) -> str:
 
 
 def _mean(batch: BatchOutcome) -> float:
-    """Loss per target; infinite when it is not finite, so that it comes first."""
+    """Loss per target; infinite when it is not finite, so that such a batch is named first."""
     loss, weight = float(batch.loss), float(batch.weight)
     return loss / max(weight, 1.0) if math.isfinite(loss) else math.inf

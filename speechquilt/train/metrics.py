@@ -1,14 +1,13 @@
 """Sums on their way to means, and `metrics.jsonl`, the one record of a training run.
 
-Place in the pipeline: layer 3; the trainer writes, reports and tests read with `read_metrics`.
-Trap: reading a tensor waits for the GPU. `Sums` keeps everything as tensors and is read only when a line is written. A
-resumed run cuts the lines past its checkpoint, so the file reads like that of a run that was never killed, except for
-TIMING.
-
 One line per logged step: `step`, `loss`, `lr`, `grad_norm`, the objective's scalars (means since the line before; null
 when nothing was counted), its `total_*` (since the start of the run), `seconds` (of training, over all resumes), `rate`
-(steps per second), `tokens_per_s`, `units_per_s`, `mfu` (over all ranks, where known, see `throughput`), `spikes` (since the
-start of the run, when they are looked for).
+(steps per second), `tokens_per_s`, `units_per_s`, `mfu` (over all ranks, where known, see `throughput`), `spikes`
+(since the start of the run, when they are looked for).
+
+A resumed run cuts the lines past its checkpoint, so the file reads like that of a run that was never killed, except for
+TIMING.
+Trap: reading a tensor waits for the GPU. `Sums` keeps everything as tensors and is read only when a line is written.
 """
 
 import errno
@@ -113,7 +112,8 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` (or of the run folder that holds it); half a last line, left by a kill, is dropped.
+    """The lines of a `metrics.jsonl` (or of the run folder that holds it); half a last line, left by a kill, is
+    dropped.
 
     Raises FileNotFoundError, or ValueError naming a broken line.
     """

@@ -1,7 +1,6 @@
 """AdamW, its parameter groups, and the learning rate as a pure function of the step.
 
-Place in the pipeline: layer 3, used by the trainer alone.
-Trap: a schedule has no state here. The rate of step n is computed from n, so a resumed run cannot disagree with it; but it
+A schedule has no state here. The rate of step n is computed from n, so a resumed run cannot disagree with it; but it
 depends on `steps`, and that is why a run cannot be resumed with another number of steps.
 """
 

@@ -1,7 +1,7 @@
-"""SpecAugment: bands of time and frequency of the log-mel are hidden in training (Park et al., 2019), off in the paper's recipe.
+"""SpecAugment: bands of time and frequency of the log-mel are hidden in training (Park et al., 2019). The paper's
+recipe does without.
 
-Place in the pipeline: layer 3; `objectives/asr.py` puts it behind the tokenizer's own features, the model knows nothing of it.
-Trap: masks are drawn from torch's global CPU generator, which the trainer seeds per rank and every checkpoint holds, so a
+Trap: masks are drawn from torch's global CPU generator, which is seeded per rank and held by every checkpoint, so a
 resumed run draws what the killed one would have. Two ranks therefore draw other masks than one.
 
 Axis letters: B rows, M mel bins, F frames (10 ms), N masks.
@@ -19,14 +19,19 @@ HIDDEN = 0.0  # the middle of Whisper's scaled log-mel; transformers hides with 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugmentConfig:
-    """Each row gets `time_masks` of 0 to `time_frames` frames, at most `time_share` of it each, and `mel_masks` of 0 to
-    `mel_bins` bins. The defaults are LibriSpeech's "LD" policy with its `time_share` of 1."""
+    """How much of each training clip's log-mel is hidden. The defaults are LibriSpeech's "LD" policy with its
+    `time_share` of 1."""
 
     time_masks: int = 2
+    """Stretches of time hidden in each clip. 0: none."""
     time_frames: int = 100
+    """Longest such stretch, in frames of 10 ms; each is 0 to this long, by chance."""
     time_share: float = 1.0
+    """Longest such stretch as a share of the clip, above 0 and at most 1. It protects short clips."""
     mel_masks: int = 2
+    """Bands of frequency hidden in each clip. 0: none."""
     mel_bins: int = 27
+    """Widest such band, in mel bins; each is 0 to this wide, by chance."""
 
     def __post_init__(self) -> None:
         for key in ("time_masks", "time_frames", "mel_masks", "mel_bins"):

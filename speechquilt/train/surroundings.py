@@ -1,7 +1,7 @@
 """What surrounds a training loop: stop requests, random generators, reproducible settings, the progress line.
 
-Place in the pipeline: layer 3, used by the trainer alone. The context managers put back what they found.
-Trap: signal handlers can be set in the main thread only; elsewhere a run simply cannot be asked to stop.
+The context managers put back what they found.
+Trap: signal handlers can be set in the main thread only; a run in another thread cannot be asked to stop.
 """
 
 import signal
@@ -47,7 +47,7 @@ class StopRequest:
 
 
 class LateNumber:
-    """A number of the device, read one step later, so that nobody waits for the step in hand. On a CPU: at once."""
+    """A number on the device, read one step later, when it is there without waiting. On a CPU it is read at once."""
 
     def __init__(self) -> None:
         self._copy: tuple[torch.Tensor, torch.cuda.Event] | None = None

@@ -1,8 +1,7 @@
 """How fast a run goes: steps, tokens and units per second, and the share of the hardware's peak that it reaches (MFU).
 
-Place in the pipeline: layer 3; the trainer asks once per metrics line.
-Trap: all of it is over all ranks and over the seconds since the line before, checkpoints and logging included. FLOPs are
-those of the model (`total_flops` of the objective), not those that recomputing adds.
+All of it is over all ranks and over the seconds since it was last asked for, checkpoints and logging included. FLOPs
+are those of the model (`total_flops` of the objective), not those that recomputing adds.
 """
 
 import time

@@ -1,13 +1,13 @@
 """The training loop: one for the speech tokenizer, the text-to-token model and the language models.
 
-Place in the pipeline: layer 3. A recipe hands over a model, an objective and a loader; what differs between the things
-that we train is in the objective. `train` always goes on from the run folder's last checkpoint.
+It takes a model, an objective and a loader; what differs between the things that we train is in the objective. `train`
+always goes on from the run folder's last checkpoint.
 Trap: an objective returns sums. Loss, weight and scalars are added over micro-batches and ranks and divided once, so
 accumulation and more processes give what one large batch gives.
 
-Exact resume: a run that is killed at any moment and started again ends with the same bits on a CPU, given the same machine,
-the same `num_threads` and a loader that keeps its promise. The state is model, moments, step, loader, torch's generators and the sums.
-Python's and numpy's global generators are not part of it: nothing here uses them.
+Exact resume: a run that is killed at any moment and started again ends with the same bits on a CPU, given the same
+machine, the same `num_threads` and a loader that keeps its promise. The state is model, moments, step, loader, torch's
+generators and the sums. Python's and numpy's global generators are not part of it: nothing here uses them.
 """
 
 import json
@@ -34,8 +34,8 @@ from speechquilt.train.surroundings import (
     set_generator_states,
 )
 
-# Keys that a resumed run may change: none of them alters what is computed at a step. (`num_threads`, `device`, `compile`,
-# `shard` and `recompute` alter the rounding.) `steps` is not among them, because the learning rate depends on it.
+# Keys that a resumed run may change: none of them alters what is computed at a step. (`num_threads`, `device`,
+# `compile`, `shard` and `recompute` alter the rounding.) `steps` is not among them: the learning rate depends on it.
 FREE_KEYS = {
     "log_every",
     "loggers",
@@ -55,50 +55,70 @@ FREE_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run. `lr` rises over `warmup_steps` and falls to `lr * min_lr_ratio` at the last of `steps`.
-
-    A step adds `accumulate` batches of the loader on every rank. `clip` bounds the norm of the mean gradient. `dtype` is
-    that of autocast; weights and moments are always float32. `num_threads` None leaves torch's own choice.
-
-    Many ranks: `shard` splits weights, gradients and moments over all ranks ("full") or over `shard_size` of them
-    ("hybrid"); "none" keeps them whole on each. Blocks then compute with weights gathered in `dtype`. A rank that does not
-    answer for `rank_timeout_s` seconds ends the run. Memory: `recompute` keeps only the inputs of the model's blocks
-    ("blocks"), or also their matrix products and attention outputs ("selective"). `compile` compiles block by block.
-    `checkpoint_async` writes checkpoints while training goes on.
-
-    A step whose loss or gradient norm exceeds `spike_factor` times its running median is reported with its batches; with
-    `skip_spikes` its update is left out, which costs a wait for the device in every step. `peak_flops` of one device is
-    what `mfu` is measured against, where the table of `throughput` does not know it. `loggers`: where the lines of
-    `metrics.jsonl` go besides.
-    """
+    """One training run: its length, learning rate, checkpoints, and how it uses the hardware."""
 
     steps: int
+    """Optimizer steps of the whole run."""
     lr: float
+    """Highest learning rate, reached at the end of the warm-up."""
     warmup_steps: int = 0
+    """Steps over which the learning rate rises evenly from 0 to `lr`. 0: it begins to fall at once."""
     min_lr_ratio: float = 0.1
+    """Learning rate of the last step, as a share of `lr`: 0.1 ends at a tenth of it."""
     schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate falls from the warm-up to the last step: along half a "cosine", or "linear"."""
     weight_decay: float = 0.1
+    """AdamW's weight decay, on matrices alone (not on biases and norms). 0: none."""
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient, 0 to 1. Larger: it remembers longer."""
     beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient, 0 to 1. Larger: it remembers longer."""
     clip: float = 1.0
+    """Largest norm of the mean gradient; a longer one is scaled down to it."""
     spike_factor: float | None = None
+    """Report a step as a spike, with its batches, when its loss or gradient norm exceeds this many times the median of
+    the last 64 steps; above 1, for example 4. None: nothing is reported."""
     skip_spikes: bool = False
+    """Leave out the update of a step that is a spike; needs `spike_factor`. It waits for the device in every step, so
+    it slows a GPU down."""
     accumulate: int = 1
+    """Batches per step on every rank, one after the other. 2 gives the gradient of twice the batch in the same
+    memory."""
     log_every: int = 10
+    """Steps between two lines in metrics.jsonl."""
     loggers: tuple[LoggerName, ...] = ()
+    """Where the lines of metrics.jsonl are shown as well; each needs its package."""
     checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step always writes one. A killed run goes on from the newest."""
     checkpoint_async: bool = False
+    """Write checkpoints while training goes on. It needs memory on the CPU for a copy of the state."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk, at least 1."""
     seed: int = 0
+    """Seed of the run: of torch's generators (plus the rank's number), and in the ready runs of the first weights and
+    of the order of the data too."""
     device: str = "auto"
+    """Where to train: "auto" (CUDA when there is one, else the CPU), "cpu", "cuda", or any device that torch names."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of number in matrix products and the like: "bfloat16" is faster on GPUs and less exact. Weights and moments
+    are always float32."""
     compile: bool = False
+    """Compile the model block by block: faster steps on a GPU after a slow start."""
     recompute: Literal["none", "blocks", "selective"] = "none"
+    """What is computed again in the backward pass, to save memory. "none": nothing. "selective": the cheap parts of
+    each block. "blocks": all of each block; the least memory, the most compute."""
     shard: Literal["none", "full", "hybrid"] = "none"
+    """How weights, gradients and moments lie on many ranks. "none": whole on each. "full": split over all. "hybrid":
+    split over `shard_size` ranks, with a copy in every such group. Blocks then compute with weights in `dtype`."""
     shard_size: int = 8
+    """Ranks in a group of `shard` "hybrid", usually the GPUs of one node. Must divide the number of ranks."""
     rank_timeout_s: float = 600.0
+    """Seconds without an answer from a rank after which the run ends with an error."""
     peak_flops: float | None = None
+    """FLOP/s that one device can reach; `mfu` in the metrics is the share of it that the run gets. None: looked up by
+    the device's name, and no `mfu` where that is not known."""
     num_threads: int | None = None
+    """CPU threads of torch. A resumed run gives the same bits only with the same number. None: torch's own choice."""
 
     def __post_init__(self) -> None:
         positive = ("steps", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "lr", "clip")
@@ -186,10 +206,10 @@ class Trainer:
     def train(self, stop_after: int | None = None) -> TrainResult:
         """Go on from the last checkpoint to the last step, or to step `stop_after`; the model is left in eval mode.
 
-        A sharded model stays sharded: `checkpoint.load_model(run_dir, ...)` fills a whole one. Raises ValueError when the
-        run folder was made with another config or model, or when the loss is not finite; OSError when a checkpoint cannot
-        be written; Stopped after SIGTERM or SIGINT; RuntimeError when another rank is gone. The last checkpoint is always
-        kept.
+        A sharded model stays sharded: `checkpoint.load_model(run_dir, ...)` fills a whole one. Raises ValueError when
+        the run folder was made with another config or model, or when the loss is not finite; OSError when a checkpoint
+        cannot be written; Stopped after SIGTERM or SIGINT; RuntimeError when another rank is gone. The last checkpoint
+        is always kept.
         """
         config = self.config
         last = config.steps if stop_after is None else min(config.steps, stop_after)
@@ -287,7 +307,8 @@ class Trainer:
         return sums, batches
 
     def _sum_over_ranks(self, sums: dict[str, torch.Tensor]) -> None:
-        """Gradients and sums, in place, and the wishes to stop. The objective must name the same scalars on every rank."""
+        """Gradients and sums, in place, and the wishes to stop. The objective must name the same scalars on every
+        rank."""
         for p in self.parameters:
             if p.grad is None:  # not used in this step, here, but perhaps on another rank
                 p.grad = torch.zeros_like(p)
@@ -313,7 +334,8 @@ class Trainer:
         return self._late_votes.swap(self._stop_votes) > 0
 
     def _check(self) -> bool:
-        """Whether the last step was a spike. Raises ValueError for a step that was no good, with what to do about it."""
+        """Whether the last step was a spike. Raises ValueError for a step that was no good, with what to do about
+        it."""
         try:
             return self.guard.check()
         except BadStep as bad:
@@ -412,7 +434,8 @@ def _require_same(now: dict[str, Any], before: dict[str, Any], folder: Path) -> 
 
 
 def _plain(state: dict) -> dict:
-    """A loader's state as a copy in JSON data; anything that JSON would bend (tuples, tensors, int keys) is an error."""
+    """A loader's state as a copy in JSON data; anything that JSON would bend (tuples, tensors, int keys) is an
+    error."""
     try:
         copied = json.loads(json.dumps(state))
     except (TypeError, ValueError):

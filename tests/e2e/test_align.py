@@ -32,9 +32,9 @@ from tests.parity import tiny_tokenizers
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "recipe.model.num_mels=20", "recipe.model.width=32", "recipe.model.num_heads=2", "recipe.model.ffn_width=64",
-    "recipe.model.num_layers=2", "recipe.train.steps=6", "recipe.train.warmup_steps=1", "recipe.train.num_threads=1",
-    "recipe.train.log_every=1", "recipe.batch_seconds=8",
+    "--model.num_mels=20", "--model.width=32", "--model.num_heads=2", "--model.ffn_width=64",
+    "--model.num_layers=2", "--train.steps=6", "--train.warmup_steps=1", "--train.num_threads=1",
+    "--train.log_every=1", "--batch_seconds=8",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def speech(spoken: list[Utterance], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def aligner(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run") / "aligner"
-    assert cli.main(["train", "aligner", f"speech={speech}", f"run_dir={run}", *TINY]) == 0
+    assert cli.main(["train", "aligner", f"--speech={speech}", f"--run-dir={run}", *TINY]) == 0
     return run
 
 
@@ -128,8 +128,8 @@ def test_mistakes_are_named(speech: Path, aligner: Path, tmp_path: Path, capsys:
         (["align", str(tmp_path / "no"), str(tmp_path / "out"), "--aligner", str(aligner)], "is not a folder of audio"),
         (["align", str(speech), str(tmp_path / "out"), "--aligner", str(aligner), "--max-seconds", "0"], "max_seconds=0"),
         (["train", "aligner"], "speech is not set"),
-        (["train", "aligner", f"speech={speech}", f"run_dir={tmp_path / 'run'}", "recipe.fit_window=false",
-          "recipe.model.max_frames=10", "recipe.model.context_frames=1"], "longer than the window of 0.2 s; cut some"),
+        (["train", "aligner", f"--speech={speech}", f"--run-dir={tmp_path / 'run'}", "--no-fit-window",
+          "--model.max_frames=10", "--model.context_frames=1"], "longer than the window of 0.2 s; cut some"),
     ):  # fmt: skip
         assert cli.main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -184,10 +184,10 @@ def test_long_recordings_are_heard_in_pieces_by_any_network(
 
 def test_two_processes_train_the_aligner_that_one_trains(speech: Path, tmp_path: Path) -> None:
     """Two ranks take in one step what one takes in two batches; gradients are added, so the weights are the same."""
-    common = ["train", "aligner", f"speech={speech}", *TINY, "recipe.batch_seconds=4", "recipe.fit_window=false"]
-    assert cli.main([*common, f"run_dir={tmp_path / 'one'}", "recipe.train.accumulate=2"]) == 0
+    common = ["train", "aligner", f"--speech={speech}", *TINY, "--batch_seconds=4", "--no-fit-window"]
+    assert cli.main([*common, f"--run-dir={tmp_path / 'one'}", "--train.accumulate=2"]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    module = ["-m", "speechquilt.cli", *common, f"run_dir={tmp_path / 'two'}"]
+    module = ["-m", "speechquilt.cli", *common, f"--run-dir={tmp_path / 'two'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *module], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -199,12 +199,12 @@ def test_two_processes_train_the_aligner_that_one_trains(speech: Path, tmp_path:
 
 
 STORY = [
-    *(f"aligner.{s.removeprefix('recipe.')}" for s in TINY),
-    *(f"tokenizer.{s}" for s in ("model.width=32", "model.ffn_width=64", "model.codebook_size=16",
+    *(f"--aligner.{s.removeprefix('--')}" for s in TINY),
+    *(f"--tokenizer.{s}" for s in ("model.width=32", "model.ffn_width=64", "model.codebook_size=16",
       "model.vq_warmup_updates=2", "train.steps=4", "train.warmup_steps=1", "train.num_threads=1")),
-    *(f"text_to_token.{s}" for s in ("llama.width=32", "llama.num_layers=1", "llama.ffn_width=64", "data.rows=2",
+    *(f"--text_to_token.{s}" for s in ("llama.width=32", "llama.num_layers=1", "llama.ffn_width=64", "data.rows=2",
       "train.steps=3", "train.warmup_steps=1", "train.num_threads=1")),
-    "pretrain.steps=2", "pretrain.warmup_steps=1", "pack.rows=2",
+    "--lm.train.steps=2", "--lm.train.warmup_steps=1", "--lm.pack.rows=2",
 ]  # fmt: skip
 
 
@@ -212,8 +212,8 @@ def test_a_story_with_align_goes_on_to_curriculum_patching(
     speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Recordings without word times carry a curriculum: a unit for each word, which only the aligner can have found."""
-    command = ["story", "own", f"speech={speech}", *STORY, "patcher.kind=curriculum"]
-    assert cli.main([*command, f"run_dir={tmp_path / 'with'}", "align=true"]) == 0
+    command = ["story", "own", f"--speech={speech}", *STORY, "--lm.patcher.kind=curriculum"]
+    assert cli.main([*command, f"--run-dir={tmp_path / 'with'}", "--align"]) == 0
     parallel = tmp_path / "with" / "shards" / "parallel"
     assert parallel.is_dir()
     found = json.loads((tmp_path / "with" / "results.json").read_text())
@@ -227,7 +227,7 @@ def test_a_story_with_align_goes_on_to_curriculum_patching(
     ]
     assert min(ends) > 1
     capsys.readouterr()
-    assert cli.main([*command, f"run_dir={tmp_path / 'with'}", "align=true"]) == 0
+    assert cli.main([*command, f"--run-dir={tmp_path / 'with'}", "--align"]) == 0
     assert capsys.readouterr().out.count("complete, skipped") == 6
 
 
@@ -243,7 +243,7 @@ def test_a_story_whose_recordings_all_have_word_times_trains_no_aligner(
     monkeypatch.setattr(own, "train_tokenizer", stop)
     for folder, trained in ((tmp_path / "out", False), (speech, True)):
         run = tmp_path / f"run-{trained}"
-        assert cli.main(["story", "own", f"speech={folder}", f"run_dir={run}", "align=true", *STORY]) == 130
+        assert cli.main(["story", "own", f"--speech={folder}", f"--run-dir={run}", "--align", *STORY]) == 130
         assert (run / "tokenizer").is_dir()
         assert (run / "aligner" / "words.jsonl").is_file() == trained
 

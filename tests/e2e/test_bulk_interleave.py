@@ -30,6 +30,7 @@ from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.text_to_token.network import TextToTokenConfig
 from speechquilt.types import Document, SpokenSpan
+from tests import bulk_jobs
 from tests.contracts import tiny_tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "mat", "where", "does", "anna", "live"]  # those that the tiny tokenizer knows
@@ -95,7 +96,7 @@ def plain(document: Document) -> tuple:
 
 def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
     """The plain rule: plan a document, speak each span alone under its own seed, assemble."""
-    recipe.interleave_corpus(str(corpus), tmp_path / "bulk", speaker, **KEYWORDS)
+    bulk_jobs.interleave(str(corpus), tmp_path / "bulk", speaker, **KEYWORDS)
     found = {d.id: plain(d) for d in read_documents(tmp_path / "bulk")}
     assert len(found) == 2 * 10
     loaded = network.load(speaker)
@@ -110,9 +111,9 @@ def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
 
 
 def test_two_workers_and_any_slices_give_the_same_documents(corpus, speaker, tmp_path):
-    recipe.interleave_corpus(str(corpus), tmp_path / "1", speaker, **KEYWORDS)
-    recipe.interleave_corpus(str(corpus), tmp_path / "2", speaker, **{**KEYWORDS, "workers": 2})
-    recipe.interleave_corpus(
+    bulk_jobs.interleave(str(corpus), tmp_path / "1", speaker, **KEYWORDS)
+    bulk_jobs.interleave(str(corpus), tmp_path / "2", speaker, **{**KEYWORDS, "workers": 2})
+    bulk_jobs.interleave(
         str(corpus), tmp_path / "3", speaker, **{**KEYWORDS, "slice_bytes": 10**6, "slices_per_shard": 3}
     )
     assert content(tmp_path / "1") == content(tmp_path / "2")
@@ -125,13 +126,13 @@ def test_killed_commands_go_on_to_the_same_bytes(corpus, speaker, ear, tmp_path)
     """SIGKILL of the whole command three times, each when some more tasks are done and the next is at a random point."""
     rng = np.random.default_rng(0)
     keywords = {**KEYWORDS, "tokenizer": ear, "noise_sample": 0.5}
-    recipe.interleave_corpus(str(corpus), tmp_path / "whole", speaker, **keywords)
+    bulk_jobs.interleave(str(corpus), tmp_path / "whole", speaker, **keywords)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["speechquilt.jobs.interleave_text", "hypothesis", "pytest"])
     killed = tmp_path / "killed"
     parts = "job/parts/??????"
     for round in range(3):
-        child = processes.Process(target=recipe.interleave_corpus, args=(str(corpus), killed, speaker), kwargs=keywords)
+        child = processes.Process(target=bulk_jobs.interleave, args=(str(corpus), killed, speaker), kwargs=keywords)
         child.start()
         while child.is_alive() and len(list(killed.glob(parts))) < 3 * round + 2:
             time.sleep(0.002)
@@ -140,22 +141,22 @@ def test_killed_commands_go_on_to_the_same_bytes(corpus, speaker, ear, tmp_path)
         child.join()
         assert child.exitcode == -signal.SIGKILL
     assert 0 < len(list(killed.glob(parts))) < 18
-    recipe.interleave_corpus(str(corpus), killed, speaker, **keywords)
+    bulk_jobs.interleave(str(corpus), killed, speaker, **keywords)
     assert content(killed) == content(tmp_path / "whole")
     assert {"stats.json", "shard_stats.jsonl", "shards.json", "rejects.jsonl"} < set(content(killed))
 
 
 def test_a_killed_worker_is_named_and_its_task_done_again(corpus, speaker, tmp_path):
     """One of two workers dies by SIGKILL in the middle; the command says so and the next one finishes."""
-    recipe.interleave_corpus(str(corpus), tmp_path / "whole", speaker, **KEYWORDS)
+    bulk_jobs.interleave(str(corpus), tmp_path / "whole", speaker, **KEYWORDS)
     killed = tmp_path / "killed"
     hunter = threading.Thread(target=kill_a_child, args=(killed,))
     hunter.start()
     with pytest.raises(ChildProcessError, match="run the same command again"):
-        recipe.interleave_corpus(str(corpus), killed, speaker, **{**KEYWORDS, "workers": 2})
+        bulk_jobs.interleave(str(corpus), killed, speaker, **{**KEYWORDS, "workers": 2})
     hunter.join()
     assert not (killed / "shards.json").exists()
-    recipe.interleave_corpus(str(corpus), killed, speaker, **KEYWORDS)
+    bulk_jobs.interleave(str(corpus), killed, speaker, **KEYWORDS)
     assert content(killed) == content(tmp_path / "whole")
 
 
@@ -294,9 +295,9 @@ def test_shards_are_not_made_inside_the_corpus(tmp_path, speaker, capsys):
 def test_a_merge_that_dies_anywhere_can_be_repeated(corpus, speaker, tmp_path, monkeypatch):
     keywords = {**KEYWORDS, "passes": 1}
     with pytest.raises(ValueError, match="above max_reject_ratio=0"):
-        recipe.interleave_corpus(str(corpus), tmp_path / "done", speaker, **{**keywords, "max_reject_ratio": 0})
+        bulk_jobs.interleave(str(corpus), tmp_path / "done", speaker, **{**keywords, "max_reject_ratio": 0})
     shutil.copytree(tmp_path / "done", tmp_path / "whole")
-    recipe.interleave_corpus(str(corpus), tmp_path / "whole", speaker, **keywords)
+    bulk_jobs.interleave(str(corpus), tmp_path / "whole", speaker, **keywords)
     real, calls = os.replace, [0, 0]  # calls seen, the one that is not survived
 
     def replace(*paths):
@@ -312,10 +313,10 @@ def test_a_merge_that_dies_anywhere_can_be_repeated(corpus, speaker, tmp_path, m
         shutil.copytree(tmp_path / "done", folder)
         monkeypatch.setattr(os, "replace", replace)
         try:
-            recipe.interleave_corpus(str(corpus), folder, speaker, **keywords)
+            bulk_jobs.interleave(str(corpus), folder, speaker, **keywords)
             died = False
         except KeyboardInterrupt:
-            recipe.interleave_corpus(str(corpus), folder, speaker, **keywords)
+            bulk_jobs.interleave(str(corpus), folder, speaker, **keywords)
         monkeypatch.undo()
         assert content(folder) == content(tmp_path / "whole")
     assert calls[1] > len(content(tmp_path / "whole"))  # every file, and what the job notes

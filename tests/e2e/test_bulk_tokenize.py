@@ -29,6 +29,7 @@ from speechquilt.jobs import tokenize_audio as recipe
 from speechquilt.recipes import own
 from speechquilt.tokenizer import load
 from speechquilt.types import Document, Utterance, Waveform
+from tests import bulk_jobs
 from tests.contracts.tiny_tokenizer import build
 from tests.parity import tiny_tokenizers
 
@@ -78,7 +79,7 @@ def speech_folder(tmp_path) -> Path:
 
 
 def test_documents_are_those_of_a_corpus_in_memory(speech_folder, tokenizer_dir, tmp_path):
-    recipe.tokenize(speech_folder, tmp_path / "bulk", tokenizer_dir, workers=1, files_per_shard=2, batch_seconds=3.0)
+    bulk_jobs.tokenize(speech_folder, tmp_path / "bulk", tokenizer_dir, workers=1, files_per_shard=2, batch_seconds=3.0)
     utterances = [u for u in read_utterances(speech_folder, need_text=False) if isinstance(u, Utterance)]
     own.speech_shards(utterances, load(tokenizer_dir), tmp_path / "memory", [])
     for name in ("speech", "asr", "tts"):
@@ -154,7 +155,7 @@ def test_three_minutes_are_the_offline_tokens_while_little_waits(context_frames,
             yield pool
 
     monkeypatch.setattr(recipe, "_pools", watched)
-    recipe.tokenize(tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, batch_seconds=2.0)
+    bulk_jobs.tokenize(tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, batch_seconds=2.0)
     (document,) = read_documents(tmp_path / "out" / "speech")
     whole_S = audio.resample(audio.load(tmp_path / "in" / "long.flac"), 16000).samples_S
     assert document.segments[0].ids_T.tolist() == offline(load(tokenizer_dir), whole_S)
@@ -165,7 +166,7 @@ def test_three_minutes_are_the_offline_tokens_while_little_waits(context_frames,
 def test_bfloat16_is_another_job_with_nearly_the_same_tokens(speech_folder, tokenizer_dir, tmp_path):
     found = {}
     for dtype in ("float32", "bfloat16"):
-        recipe.tokenize(speech_folder, tmp_path / dtype, tokenizer_dir, workers=1, dtype=dtype)
+        bulk_jobs.tokenize(speech_folder, tmp_path / dtype, tokenizer_dir, workers=1, dtype=dtype)
         found[dtype] = [d.segments[0].ids_T for d in read_documents(tmp_path / dtype / "speech")]
     assert [len(ids_T) for ids_T in found["float32"]] == [len(ids_T) for ids_T in found["bfloat16"]]
     same = np.concatenate([a == b for a, b in zip(*found.values())]).mean()
@@ -173,7 +174,7 @@ def test_bfloat16_is_another_job_with_nearly_the_same_tokens(speech_folder, toke
         0.8 < same < 1.0
     )  # noise between codes that are noise: the worst case; equal would mean that nothing was changed
     with pytest.raises(ValueError, match="begun with other settings"):
-        recipe.tokenize(speech_folder, tmp_path / "float32", tokenizer_dir, workers=1, dtype="bfloat16")
+        bulk_jobs.tokenize(speech_folder, tmp_path / "float32", tokenizer_dir, workers=1, dtype="bfloat16")
 
 
 def tiny_corpus(folder: Path, num_files: int) -> set[str]:
@@ -196,7 +197,7 @@ def tiny_corpus(folder: Path, num_files: int) -> set[str]:
 @pytest.mark.parametrize("num_files", [300, 10_000])
 def test_one_percent_broken_and_nothing_lost(num_files, tokenizer_dir, tmp_path):
     bad = tiny_corpus(tmp_path / "in", num_files)
-    recipe.tokenize(tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, files_per_shard=128)
+    bulk_jobs.tokenize(tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, files_per_shard=128)
     documents = list(read_documents(tmp_path / "out" / "speech"))
     names = sorted(str(p.relative_to(tmp_path / "in")) for p in (tmp_path / "in").rglob("*.wav"))
     assert [d.id for d in documents] == [name for name in names if name not in bad]
@@ -222,13 +223,13 @@ def test_killed_commands_go_on_to_the_same_bytes(tokenizer_dir, tmp_path):
     rng = np.random.default_rng(0)
     tiny_corpus(tmp_path / "in", 300)
     keywords = {"workers": 1, "files_per_shard": 15}
-    recipe.tokenize(tmp_path / "in", tmp_path / "whole", tokenizer_dir, **keywords)
+    bulk_jobs.tokenize(tmp_path / "in", tmp_path / "whole", tokenizer_dir, **keywords)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["speechquilt.jobs.tokenize_audio", "hypothesis", "pytest"])
     killed = tmp_path / "killed"
     for round in range(3):
         child = processes.Process(
-            target=recipe.tokenize, args=(tmp_path / "in", killed, tokenizer_dir), kwargs=keywords
+            target=bulk_jobs.tokenize, args=(tmp_path / "in", killed, tokenizer_dir), kwargs=keywords
         )
         child.start()
         while child.is_alive() and len(list(killed.glob("job/parts/??????"))) < 4 * round + 2:
@@ -238,7 +239,7 @@ def test_killed_commands_go_on_to_the_same_bytes(tokenizer_dir, tmp_path):
         child.join()
         assert child.exitcode == -signal.SIGKILL
     assert 0 < len(list(killed.glob("job/parts/??????"))) < 20
-    recipe.tokenize(tmp_path / "in", killed, tokenizer_dir, **keywords)
+    bulk_jobs.tokenize(tmp_path / "in", killed, tokenizer_dir, **keywords)
     assert content(killed) == content(tmp_path / "whole")
 
 
@@ -287,7 +288,7 @@ def test_mistakes_are_named(speech_folder, tokenizer_dir, tmp_path, capsys):
 def test_a_released_tokenizer_makes_speech_without_pairs(speech_folder, tmp_path):
     folder = tmp_path / "glm"
     load_kind("GLM-4-Voice", folder)
-    recipe.tokenize(speech_folder, tmp_path / "out", folder, workers=1)
+    bulk_jobs.tokenize(speech_folder, tmp_path / "out", folder, workers=1)
     speech = ShardFolder(tmp_path / "out" / "speech")
     assert (len(speech), speech.info.num_text, speech.info.text_fingerprint) == (6, 0, "")
     assert not (tmp_path / "out" / "asr").exists()
@@ -324,14 +325,14 @@ def test_on_slurm(speech_folder, tokenizer_dir, tmp_path, monkeypatch):
     executable(programs / "srun", SRUN)
     executable(programs / "scontrol", "#!/bin/bash\necho here\n")
     monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    recipe.tokenize(speech_folder, tmp_path / "local", tokenizer_dir, workers=1, files_per_shard=3)
-    recipe.tokenize(
+    bulk_jobs.tokenize(speech_folder, tmp_path / "local", tokenizer_dir, workers=1, files_per_shard=3)
+    bulk_jobs.tokenize(
         speech_folder,
         tmp_path / "slurm",
         tokenizer_dir,
         files_per_shard=3,
         executor="slurm",
-        cluster=["partition=speech", "time=1:00:00", 'sbatch_args={"account": "quilt"}'],
+        cluster={"partition": "speech", "time": "1:00:00", "sbatch_args": '{"account": "quilt"}'},
     )
     assert content(tmp_path / "slurm") == content(tmp_path / "local")
     (script,) = (tmp_path / "slurm" / bulk.JOB_FOLDER).rglob("task_logs/launch_script.slurm")
@@ -369,7 +370,7 @@ def test_noise_in_headers_never_stops_a_job(tokenizer_dir, tmp_path):
         data = bytearray(path.read_bytes())
         data[int(rng.integers(0, 44))] ^= int(rng.integers(1, 256))
         path.write_bytes(data)
-    recipe.tokenize(
+    bulk_jobs.tokenize(
         tmp_path / "in", tmp_path / "out", tokenizer_dir, workers=1, max_seconds=30.0, max_reject_ratio=0.99
     )
     shards = ShardFolder(tmp_path / "out" / "speech")

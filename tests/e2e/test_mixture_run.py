@@ -1,6 +1,5 @@
 """Epochs of a training run: counted in metrics.jsonl, bounded, and an end that says what to do."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -45,15 +44,16 @@ def test_a_bound_on_nothing_is_refused():
 
 def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_path, capsys):  # noqa: F811
     replace(tiny_tokenizer.CONFIG, text_vocab_size=TOKENIZER.size).build(TOKENIZER).save(tmp_path / "tokenizer")
-    paths = json.dumps({name: str(shards[name]) for name in ("text", "parallel")})
-    small = ["pack.rows=2", "train.steps=3", "train.warmup_steps=1", "train.log_every=1", 'train.device="cpu"']
-    names = [f"shards={paths}", f"tokenizer={tmp_path / 'tokenizer'}", f"run_dir={tmp_path / 'run'}"]
+    paths = [f"{name}={shards[name]}" for name in ("text", "parallel")]
+    small = ["--pack.rows=2", "--train.steps=3", "--train.warmup-steps=1", "--train.log-every=1", "--train.device=cpu"]
+    names = ["--data", *paths, f"--tokenizer={tmp_path / 'tokenizer'}", f"--run-dir={tmp_path / 'run'}"]
     options = [
-        "mixture=lst_paper",
-        'max_epochs={"text": 2}',
-        "join_seconds=60",
-        r"join_session=(u)\d+",
-        "map_shards=true",
+        "--mixture=lst_paper",
+        "--max-epochs",
+        "text=2",
+        "--join.max-tokens=750",
+        r"--join.session=(u)\d+",
+        "--map-shards",
     ]
     assert cli.main(["train", "lm", *names, *options, *small]) == 0, capsys.readouterr().err
     assert "mixture  text 66.7%, parallel 33.3%" in capsys.readouterr().out
@@ -61,5 +61,5 @@ def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_pat
     assert state["max_epochs"] == {"text": 2}
     assert state["documents"]["text"] == 300
     assert 10 < state["documents"]["parallel"] < 200  # 300 recordings, joined
-    assert cli.main(["train", "lm", *names, "mixture=lst_papr"]) == 2
+    assert cli.main(["train", "lm", *names, "--mixture=lst_papr"]) == 2
     assert "did you mean lst_paper" in capsys.readouterr().err

@@ -12,22 +12,22 @@ from speechquilt.evals.results import read_results
 from speechquilt.recipes.toy import report_data
 
 SETTINGS = [
-    "voices.voices=[\"en-us\",\"en+f4\"]",
-    "corpus.sentences=24", "corpus.held_out=4", "corpus.story_documents=8", "corpus.fact_documents=4",
-    "tokenizer.train.steps=6", "tokenizer.train.warmup_steps=1", "tokenizer.train.num_threads=1",
-    "tokenizer.train.checkpoint_every=2", "tokenizer.batch_seconds=8",
-    "tokenizer.model.width=32", "tokenizer.model.ffn_width=64", "tokenizer.model.codebook_size=32",
-    "tokenizer.model.vq_warmup_updates=3",
-    "text_to_token.train.steps=4", "text_to_token.train.warmup_steps=1", "text_to_token.train.num_threads=1",
-    "text_to_token.llama.width=32", "text_to_token.llama.num_layers=1", "text_to_token.llama.ffn_width=64",
-    "text_to_token.data.rows=2", "interleave_passes=1",
-    "pretrain.steps=4", "pretrain.warmup_steps=1", "pretrain.checkpoint_every=1", "pack.rows=2", "num_stories=2",
+    "--voices.voices", "en-us", "en+f4",
+    "--corpus.sentences=24", "--corpus.held_out=4", "--corpus.story_documents=8", "--corpus.fact_documents=4",
+    "--tokenizer.train.steps=6", "--tokenizer.train.warmup_steps=1", "--tokenizer.train.num_threads=1",
+    "--tokenizer.train.checkpoint_every=2", "--tokenizer.batch_seconds=8",
+    "--tokenizer.model.width=32", "--tokenizer.model.ffn_width=64", "--tokenizer.model.codebook_size=32",
+    "--tokenizer.model.vq_warmup_updates=3",
+    "--text_to_token.train.steps=4", "--text_to_token.train.warmup_steps=1", "--text_to_token.train.num_threads=1",
+    "--text_to_token.llama.width=32", "--text_to_token.llama.num_layers=1", "--text_to_token.llama.ffn_width=64",
+    "--text_to_token.data.rows=2", "--interleave_passes=1",
+    "--lm.train.steps=4", "--lm.train.warmup_steps=1", "--lm.train.checkpoint_every=1", "--lm.pack.rows=2", "--num_stories=2",
 ]  # fmt: skip
 TIMED = ("seconds", "run.fingerprint")
 
 
 def start(run_dir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "speechquilt.cli", "story", "toy", f"run_dir={run_dir}", *SETTINGS]
+    command = [sys.executable, "-m", "speechquilt.cli", "story", "toy", f"--run-dir={run_dir}", *SETTINGS]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from speechquilt import config
-from speechquilt.commands.train_entropy import SETTINGS, EntropyRun, train_entropy
 from speechquilt.data.feed.pack import PackConfig
 from speechquilt.evals.scorer import Request
-from speechquilt.model import saving
+from speechquilt.model import ladder, saving
 from speechquilt.model.entropy import EntropyConfig
 from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.stages.train_entropy import MADE, EntropyRecipe, train_entropy
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.train.trainer import TrainConfig
 from tests.parity.tiny_checkpoints import saved
@@ -73,12 +73,16 @@ def test_a_base_without_the_bypass_is_refused():
 
 
 def test_an_entropy_model_is_trained_calibrated_and_used(shards, tmp_path):  # noqa: F811
-    settings = EntropyRun(
-        patch_size=2.5, max_patch_size=8, pack=RECIPE.pack, train=replace(RECIPE.train, steps=30), run_dir="unused"
+    recipe = EntropyRecipe(
+        model=ladder.plain("toy"),
+        patch_size=2.5,
+        max_patch_size=8,
+        pack=RECIPE.pack,
+        train=replace(RECIPE.train, steps=30),
     )
     spoken = {name: path for name, path in shards.items() if name != "text"}
-    train_entropy(settings, spoken, TOKENIZER, tmp_path / "entropy")
-    patching = config.load(EntropyConfig, tmp_path / "entropy" / SETTINGS)
+    train_entropy(recipe, spoken, TOKENIZER, tmp_path / "entropy")
+    patching = config.load(EntropyConfig, tmp_path / "entropy" / MADE)
     recipe = replace(RECIPE, patcher=PatcherConfig(kind="entropy", entropy=patching))
     found = train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
     assert found["lm.lm.patch_size"] == pytest.approx(2.5, rel=0.15)  # on other documents than it was calibrated on

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from speechquilt import config as configs
+from speechquilt.commands.train_tokenizer import TrainTokenizer
+from speechquilt.stages.speech_sources import SpeechSource
 from speechquilt.stages.train_tokenizer import read_held_out
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.metrics import read_metrics
@@ -23,11 +25,12 @@ def test_two_ranks_train_from_a_folder_and_leave_one_tokenizer(tmp_path: Path) -
     write_folder(speech)
     model = replace(RECIPE.model, codebook_size=CODES, vq_restart_interval=1, vq_restart_threshold=0.9, vq_decay=0.5)
     recipe = replace(RECIPE, model=model, threads=1, evaluate_every=4, train=replace(TRAIN, rank_timeout_s=60.0))
-    source = json.dumps([{"kind": "folder", "path": str(speech)}])
-    settings = [f"sources={source}", f"held_out={source}", f"recipe={json.dumps(configs.to_dict(recipe))}"]
+    source = SpeechSource(kind="folder", path=str(speech))
+    settings = TrainTokenizer(sources=(source,), held_out=(source,), recipe=recipe, run_dir=str(tmp_path / "run"))
+    configs.save(settings, tmp_path / "settings.json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    module = ["-m", "speechquilt.cli", "train", "tokenizer", f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run([*launcher, *module, *settings], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    module = ["-m", "speechquilt.cli", "train", "tokenizer", f"--config={tmp_path / 'settings.json'}"]
+    done = subprocess.run([*launcher, *module], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line["step"] for line in read_held_out(tmp_path / "run")] == [4, 7]
     lines = read_metrics(tmp_path / "run")

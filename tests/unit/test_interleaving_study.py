@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import config as configs
+from speechquilt.commands.grammar import parse
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.parquet import ShardInfo
@@ -79,7 +80,7 @@ def test_conditions_that_coincide_are_one_run():
     names = [condition.name for condition in config.conditions]
     assert (len(asked), len(names), len(set(names))) == (15, 12, 12)
     assert asked.count(Condition()) == 4
-    assert configs.override(config, []) == config  # every setting survives JSON
+    assert configs.from_dict(InterleavingConfig, configs.to_dict(config)) == config  # every setting survives JSON
 
 
 def test_a_question_is_asked_against_one_of_its_conditions():
@@ -201,8 +202,8 @@ def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
 
 def tiny(run_dir: Path) -> InterleavingConfig:
     small = ["width=32", "num_layers=1", "ffn_width=64"]
-    models = [f"{model}.{setting}" for model in ("plain.llama", "latent.global_") for setting in small]
-    settings = configs.override(pipeline.ToyConfig(), [*SETTINGS, *models, f"run_dir={run_dir / 'story'}"])
+    models = [f"--{model}.{setting}" for model in ("plain.llama", "lm.model.global_") for setting in small]
+    settings = parse(pipeline.ToyConfig, [*SETTINGS, *models, f"--run-dir={run_dir / 'story'}"])
     alone = Condition(without=RECORDED, patcher="curriculum")
     return InterleavingConfig(
         run_dir=str(run_dir / "study"),

@@ -15,7 +15,7 @@ LAYERS = [
     {"train", "evals"},
     {"stages", "reports", "chat"},
     {"jobs"},
-    {"cli", "commands", "recipes", "studies", "__main__"},
+    {"cli", "commands", "recipes", "studies", "python_api", "__main__"},
 ]
 SIBLINGS_APART = (2, 4)  # layers whose members never import each other
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -5,8 +5,13 @@ import json
 import pytest
 
 from speechquilt.cli import main
-from speechquilt.commands.plan import RECIPES, plan
-from speechquilt.recipes import tokenizers
+from speechquilt.commands.plan import Plan
+from speechquilt.recipes import catalog, tokenizers
+from speechquilt.stages import cost
+
+
+def plan(recipe: str, gpus: int, gpu: str, mfu: float) -> dict:
+    return Plan(recipe=recipe, gpus=gpus, gpu=gpu, mfu=mfu).priced()
 
 
 def stage(data, name):
@@ -15,7 +20,7 @@ def stage(data, name):
 
 def test_the_lst_papers_run_is_planned_within_a_quarter_of_its_17_hours() -> None:
     """Spec latent-speech-text 7: 200k steps of 0.5M units, about 17 hours on 32 H100."""
-    pretrain = stage(plan("lst_1b", 32, "h100", 0.5), "pretrain")
+    pretrain = stage(plan("lst_1_4b", 32, "h100", 0.5), "pretrain")
     assert pretrain["amount"] == pytest.approx(0.105e12, rel=0.01)
     assert pretrain["hours"] == pytest.approx(17, rel=0.25)
 
@@ -26,7 +31,7 @@ def test_the_first_papers_spans_take_as_long_as_it_says() -> None:
     assert spans["gpu_hours"] / spans["amount"] * 455e9 / 24 == pytest.approx(210, rel=0.01)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", catalog.ENTRIES)
 def test_twice_the_gpus_take_half_the_time_and_less_memory(recipe: str) -> None:
     few, many = plan(recipe, 8, "h200", 0.4), plan(recipe, 16, "h200", 0.4)
     assert few["hours"] == pytest.approx(2 * many["hours"])
@@ -38,9 +43,11 @@ def test_twice_the_gpus_take_half_the_time_and_less_memory(recipe: str) -> None:
 def test_the_tokenizers_cost_what_their_presets_say() -> None:
     for name, ranks in (("large", tokenizers.PAPER_RANKS), ("small", 1)):
         found = plan(f"tokenizer_{name}", 4, "h100", 0.4)
-        expected = tokenizers.cost(tokenizers.RECIPES[name], ranks=ranks)
+        recipe = tokenizers.RECIPES[f"tokenizer_{name}"].recipe
+        machine = cost.Machine(gpu=cost.GPUS["h100"], gpus=4, mfu=0.4)
+        expected = cost.tokenizer_training(recipe, ranks, machine)
         assert found["gpu_hours"] == pytest.approx(expected.gpu_hours)
-        assert stage(found, "tokenizer")["amount"] == pytest.approx(expected.audio_hours * 3600)
+        assert stage(found, "tokenizer")["amount"] == pytest.approx(cost.audio_seconds(recipe, ranks))
     assert found["gpu_hours"] < 24  # one GPU finishes it in hours
 
 
@@ -49,11 +56,11 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
     table = capsys.readouterr().out
     assert "pretrain" in table
     assert " !" in table  # a 9B model does not fit on one A100
-    assert main(["plan", "lst_1b", "--gpus", "32", "--json"]) == 0
+    assert main(["plan", "lst_1_4b", "--gpus", "32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpus"] == 32
 
 
-@pytest.mark.parametrize("arguments", [["lst_2b"], ["lst_1b", "--gpu", "h10"], ["lst_1b", "--gpus", "0"]])
+@pytest.mark.parametrize("arguments", [["lst_2_4b"], ["lst_1_4b", "--gpu", "h10"], ["lst_1_4b", "--gpus", "0"]])
 def test_mistakes_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *arguments]) == 2
     assert "speechquilt:" in capsys.readouterr().err

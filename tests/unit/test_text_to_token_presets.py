@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechquilt.config import override
-from speechquilt.recipes import own, text_to_token_models
-from speechquilt.recipes.own import TextToTokenRun
+from speechquilt.commands import train_text_to_token as command
+from speechquilt.commands.grammar import parse
+from speechquilt.recipes import text_to_token_models
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +31,13 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 def test_the_command_trains_the_preset(monkeypatch, tmp_path):
-    """`speechquilt train text_to_token preset=1.5B` up to the training itself, which would take a cluster."""
+    """`speechquilt train text_to_token --preset 1.5B` up to the training itself, which would take a cluster."""
     seen = []
-    monkeypatch.setattr(own, "folder_corpus", lambda *_: type("Corpus", (), {"sentences": [], "held_out": []}))
-    monkeypatch.setattr(own.SupervisedTokenizer, "load", lambda _: None)
-    monkeypatch.setattr(own, "train_text_to_token", lambda recipe, *_: seen.append(recipe.llama) or {})
-    for settings in (["preset=1.5B"], ["recipe.llama.num_layers=3"]):
-        own.run_text_to_token(override(TextToTokenRun(), [*settings, "speech=x", f"run_dir={tmp_path}/{len(seen)}"]))
+    monkeypatch.setattr(command, "folder_corpus", lambda *_: type("Corpus", (), {"sentences": [], "held_out": []}))
+    monkeypatch.setattr(command.SupervisedTokenizer, "load", lambda _: None)
+    monkeypatch.setattr(command, "train_text_to_token", lambda recipe, *_: seen.append(recipe.llama) or {})
+    for flags in (["--preset", "1.5B"], ["--llama.num-layers", "3"]):
+        parse(command.TrainTextToToken, [*flags, "--speech=x", f"--run-dir={tmp_path}/{len(seen)}"]).run()
     assert seen[0] == text_to_token_models.llama("1.5B")
     assert seen[1].num_layers == 3
 

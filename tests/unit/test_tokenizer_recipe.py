@@ -15,10 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from speechquilt import audio
 from speechquilt import config as configs
 from speechquilt.cli import main
-from speechquilt.commands.tokenizer_corpora import SpeechSource, TokenizerRun, preset_run, train_on_speech
+from speechquilt.commands.grammar import parse
+from speechquilt.commands.train_tokenizer import PRESETS, TrainTokenizer
 from speechquilt.recipes import defaults
 from speechquilt.recipes import tokenizers as presets
+from speechquilt.stages import cost
 from speechquilt.stages import train_tokenizer as recipes
+from speechquilt.stages.speech_sources import SpeechSource
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
 from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
@@ -90,14 +93,17 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
     pseudo = {"kind": "dataset", "path": str(tmp_path / "disk"), "ratio": 3, "text_column": "said"}
     pseudo["audio_column"] = "sound"
     recipe = replace(RECIPE, threads=2, augment=SpecAugmentConfig(time_frames=20), evaluate_every=5)
+    configs.save(TrainTokenizer(recipe=recipe), tmp_path / "settings.json")
     arguments = [
         "train",
         "tokenizer",
-        f"run_dir={tmp_path / 'run'}",
-        f"recipe={json.dumps(configs.to_dict(recipe))}",
-        f"sources={json.dumps([supervised, pseudo])}",
-        f"held_out={json.dumps([supervised | {'path': str(tmp_path / 'test')}])}",
-        "held_out_recordings=2",
+        f"--config={tmp_path / 'settings.json'}",
+        f"--run-dir={tmp_path / 'run'}",
+        "--sources",
+        *(",".join(f"{k}={v}" for k, v in source.items()) for source in (supervised, pseudo)),
+        "--held-out",
+        f"kind=folder,path={tmp_path / 'test'}",
+        "--held-out-recordings=2",
     ]
     assert main(arguments) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -112,29 +118,25 @@ def test_corpora_of_two_kinds_train_at_a_ratio(tmp_path: Path) -> None:
 def test_a_run_says_what_is_missing(tmp_path: Path) -> None:
     here = SpeechSource(kind="folder", path=str(tmp_path))
     with pytest.raises(ValueError, match="speech is not set"):
-        train_on_speech(TokenizerRun())
+        TrainTokenizer().train()
     with pytest.raises(ValueError, match="sources and held_out need at least one corpus"):
-        train_on_speech(TokenizerRun(sources=(here,)))
+        TrainTokenizer(sources=(here,)).train()
     with pytest.raises(ValueError, match="speech='x' and sources or held_out are both set"):
-        train_on_speech(TokenizerRun(speech="x", held_out=(here,)))
+        TrainTokenizer(speech="x", held_out=(here,)).train()
     with pytest.raises(ValueError, match="holds no audio"):
-        train_on_speech(TokenizerRun(sources=(here,), held_out=(here,), run_dir=str(tmp_path / "run")))
+        TrainTokenizer(sources=(here,), held_out=(here,), run_dir=str(tmp_path / "run")).train()
     with pytest.raises(FileNotFoundError, match="give a manifest of cuts"):
         SpeechSource(kind="cuts", path=str(tmp_path / "cuts.jsonl.gz")).open()
     with pytest.raises(ValueError, match="preset='larg' is unknown; did you mean large"):
-        preset_run(["preset=larg"])
+        TrainTokenizer.starting_from("larg")
 
 
-def test_settings_change_the_preset_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--show` prints the run as it would be: the preset's recipe with the other settings applied to it."""
-    assert (
-        main(["train", "tokenizer", "recipe.batch_seconds=100", "preset=large", "recipe.start=whisper", "--show"]) == 0
-    )
-    shown = configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out))
+def test_flags_change_the_preset_wherever_it_stands() -> None:
+    """The preset's recipe with the other flags applied to it."""
+    run = parse(TrainTokenizer, ["--batch-seconds", "100", "--preset", "large", "--start", "whisper"])
     recipe = replace(presets.LARGE, start="whisper", batch_seconds=100.0)
-    assert shown == TokenizerRun(preset="large", recipe=recipe)
-    assert main(["train", "tokenizer", "--show"]) == 0
-    assert configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out)).recipe == defaults.TOKENIZER
+    assert run == TrainTokenizer(preset="large", recipe=recipe)
+    assert parse(TrainTokenizer, []).recipe == defaults.TOKENIZER
 
 
 def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) -> None:
@@ -155,17 +157,17 @@ def test_training_starts_from_whisper_with_its_text_tokenizer(tmp_path: Path) ->
 
 
 def test_the_one_gpu_recipe_runs_from_whisper_to_results(tmp_path: Path) -> None:
-    """`preset=small` as a user gives it, on a tiny Whisper: bfloat16, threads, background checkpoints, WER on the way."""
+    """`--preset small` as a user gives it, on a tiny Whisper: bfloat16, threads, background checkpoints, WER on the way."""
     whisper(tmp_path / "whisper")
     (tmp_path / "speech").mkdir()
     write_folder(tmp_path / "speech")
-    source = json.dumps([{"kind": "folder", "path": str(tmp_path / "speech")}])
+    source = f"kind=folder,path={tmp_path / 'speech'}"
     sizes = ["layers_below=1", "max_frames=80", "block_frames=16", "context_frames=0", "codebook_size=16"]
     tiny = ["train.steps=5", "train.warmup_steps=1", "train.num_threads=1", "train.accumulate=1", "threads=1"]
     tiny += ["batch_seconds=3", "evaluate_every=2", f"start={tmp_path / 'whisper'}", "model.vq_warmup_updates=1"]
-    settings = [f"recipe.{s}" for s in (*tiny, *(f"model.{size}" for size in sizes))]
-    common = [f"run_dir={tmp_path / 'run'}", f"sources={source}", f"held_out={source}"]
-    assert main(["train", "tokenizer", "preset=small", *settings, *common]) == 0
+    settings = [f"--{s}" for s in (*tiny, *(f"model.{size}" for size in sizes))]
+    common = [f"--run-dir={tmp_path / 'run'}", "--sources", source, "--held-out", source]
+    assert main(["train", "tokenizer", "--preset=small", *settings, *common]) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["tokenizer.steps"] == 5
     assert {"tokenizer.wer", "tokenizer.cer", "tokenizer.codebook_used", "tokenizer.perplexity"} <= found.keys()
@@ -190,23 +192,22 @@ def how_to_commands() -> list[list[str]]:
     blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line) for line in lines if "train tokenizer" in line]
-    return [line[line.index("train") :] for line in words]
+    return [line[line.index("tokenizer") + 1 :] for line in words]
 
 
-def test_the_commands_of_the_how_to_are_settings_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_the_how_to_are_settings_that_exist() -> None:
     commands = how_to_commands()
     assert len(commands) >= 9
     for command in commands:
-        assert main([*command, "--show"]) == 0, f"{command}\n{capsys.readouterr().err}"
-        run = configs.from_dict(TokenizerRun, json.loads(capsys.readouterr().out))
+        run = parse(TrainTokenizer, command)
         with torch.device("meta"):
             SupervisedTokenizer(run.recipe.model)
 
 
-@pytest.mark.parametrize("name", presets.RECIPES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_shipped_sizes_build_and_survive_json(name: str) -> None:
-    run = preset_run([f"preset={name}"])
-    assert configs.from_dict(TokenizerRun, configs.to_dict(run)) == run
+    run = TrainTokenizer.starting_from(name)
+    assert configs.from_dict(TrainTokenizer, configs.to_dict(run)) == run
     with torch.device("meta"):
         model = SupervisedTokenizer(run.recipe.model)
     assert model.frame_rate == 12.5
@@ -218,7 +219,7 @@ def test_the_large_recipe_is_the_papers() -> None:
     assert (train.lr, train.beta1, train.beta2, train.weight_decay, train.clip) == (1e-5, 0.9, 0.98, 0.01, 1.0)
     assert train.warmup_steps == pytest.approx(0.02 * train.steps, abs=1)
     assert (train.schedule, train.min_lr_ratio) == ("cosine", 0.1)
-    clips = presets.PAPER_RANKS * train.accumulate * presets.LARGE.batch_seconds / presets.CLIP_S
+    clips = presets.PAPER_RANKS * train.accumulate * presets.LARGE.batch_seconds / cost.CLIP_S
     assert clips == 4096
     assert (model.width, model.layers_below, model.layers_above, model.num_mels) == (1280, 16, 16, 128)
     assert presets.LARGE.augment is None
@@ -226,11 +227,14 @@ def test_the_large_recipe_is_the_papers() -> None:
 
 
 def test_the_cost_is_audio_times_flops_over_speed() -> None:
-    found = presets.cost(presets.LARGE, ranks=presets.PAPER_RANKS)
-    assert found.audio_hours == pytest.approx(presets.PAPER_HOURS, rel=1e-3)
-    assert found.gpu_hours == pytest.approx(found.flops / (0.4 * 989e12 * 3600))
-    assert presets.cost(presets.RECIPES["small"], ranks=1).gpu_hours < 24
-    assert presets.cost(presets.LARGE, ranks=1).flops * presets.PAPER_RANKS == pytest.approx(found.flops)
+    machine = cost.Machine(gpu=cost.GPUS["h100"], gpus=8, mfu=0.4)
+    found = cost.tokenizer_training(presets.LARGE, presets.PAPER_RANKS, machine)
+    assert found.amount / 3600 == pytest.approx(presets.PAPER_HOURS, rel=1e-3)
+    per_second = cost.training_flops_per_s(presets.LARGE.model, clip_s=cost.CLIP_S, text_ids_per_s=cost.TEXT_IDS_PER_S)
+    assert found.gpu_hours == pytest.approx(found.amount * per_second / (0.4 * 989e12 * 3600))
+    assert cost.tokenizer_training(presets.one_gpu("small"), 1, machine).gpu_hours < 24
+    alone = cost.tokenizer_training(presets.LARGE, 1, machine)
+    assert alone.gpu_hours * presets.PAPER_RANKS == pytest.approx(found.gpu_hours)
 
 
 @pytest.mark.parametrize("pooling", [1, 4])
@@ -251,5 +255,5 @@ def test_flops_are_those_that_torch_counts(pooling: int) -> None:
     counted = counter.get_total_flops() / 6 - mel
     # Padded to whole tokens; the decoder reads two ids and the end.
     seconds = tokens * model.token_samples / 16000
-    expected = seconds * presets.training_flops_per_s(config, clip_s=seconds, text_ids_per_s=3 / seconds)
+    expected = seconds * cost.training_flops_per_s(config, clip_s=seconds, text_ids_per_s=3 / seconds)
     assert counted == pytest.approx(expected, rel=0.002)

@@ -272,9 +272,12 @@ def test_no_cuda(tmp_path):
 
 def test_config_is_a_strict_config():
     config = TrainConfig(steps=10, lr=0.1)
-    assert configs.override(config, ["dtype=bfloat16", "num_threads=2"]).num_threads == 2
+    assert (
+        configs.from_dict(TrainConfig, configs.to_dict(config) | {"dtype": "bfloat16", "num_threads": 2}).num_threads
+        == 2
+    )
     with pytest.raises(ValueError, match="did you mean warmup_steps"):
-        configs.override(config, ["warm_steps=3"])
+        configs.from_dict(TrainConfig, configs.to_dict(config) | {"warm_steps": 3})
 
 
 def test_reserved_scalars_are_refused(tmp_path):

@@ -1,8 +1,8 @@
 """Which recordings form which batch: buckets of like length, bounded by duration, drawn from corpora at a ratio.
 
-Place in the pipeline: layer 2, the plan behind `utterances.UtteranceLoader`; lengths in, row numbers out, no audio.
-Trap: an epoch is a pure function of (lengths, ratio, seed, epoch). Nothing may be remembered from one epoch to the next, or a
-run that is resumed in a late epoch would have to live through all earlier ones.
+Lengths go in and row numbers come out; no audio is touched here.
+Trap: an epoch is a pure function of (lengths, ratio, seed, epoch). Nothing may be remembered from one epoch to the
+next, or a run that is resumed in a late epoch would have to live through all earlier ones.
 """
 
 import math

@@ -1,8 +1,9 @@
-"""Mixture: a deterministic stream of documents from several sources, weighted by tokens, endless unless epochs are bounded.
+"""Mixture: a deterministic stream of documents from several sources, weighted by tokens, endless unless epochs are
+bounded.
 
-Place in the pipeline: between shards and packing. Spec 1, 6.1; spec 2, 3.3.
-Trap: weights are shares of *tokens* (markers, BOS and EOS included), not of documents and not of units. Speech documents
-are longer than text documents and units are fewer than tokens, so the three differ a lot.
+The mixtures of the two papers: spec synthetic-interleaved, 6.1, and spec latent-speech-text, 3.3.
+Trap: weights are shares of *tokens* (markers, BOS and EOS included), not of documents and not of units. Speech
+documents are longer than text documents and units are fewer than tokens, so the three differ a lot.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,14 +50,16 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """`weights`: share of the tokens per source; they need not add up to 1. A source with weight 0 is left out.
-
-    `max_epochs`: how often a source may be gone through, parts of an epoch included; a source that is not named has no bound.
-    """
+    """How documents of several sources are mixed into one stream."""
 
     weights: dict[str, float]
+    """Share of the tokens for each source, by name; they need not add up to 1. 0 leaves a source out."""
     seed: int = 0
+    """Decides the order in which each source's documents come."""
     max_epochs: dict[str, float] = field(default_factory=dict)
+    """How often each source may be gone through before it leaves the mixture; parts of an epoch count (1.5 is one and
+    a half). A source that is not named has no bound.
+    """
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -164,7 +167,7 @@ class Mixture:
 
     @property
     def left(self) -> tuple[str, ...]:
-        """Sources that have given their `max_epochs`."""
+        """Sources that have given their `max_epochs` and are no longer drawn from."""
         return tuple(name for name in self.sources if name not in self._active)
 
     @property
@@ -217,7 +220,7 @@ class Mixture:
             "documents": {name: len(source) for name, source in self.sources.items()},
             **(
                 {"max_epochs": self.max_epochs} if self.max_epochs else {}
-            ),  # states from before there were bounds stay good
+            ),  # so that states saved before there were bounds still load
         }
 
     def _permutation(self, name: str, epoch: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Packing: documents of the mixture -> rows of whole documents -> `types.Batch`, the end of the data pipeline.
 
-Place in the pipeline: mixture -> lay out -> patch -> pack -> the trainer, which sees a `protocols.Loader`.
-Trap: every rank builds every row of the global batch and keeps its own share; that is what makes any number of ranks see
-what one sees, with one state for all. A row is full by *units* or by *tokens*, whichever comes first.
+Each document is laid out, then patched, then packed into a row with others.
+Trap: every rank builds every row of the global batch and keeps its own share; that is what makes any number of ranks
+see what one sees, with one state for all. A row is full by *units* or by *tokens*, whichever comes first.
 """
 
 import warnings
@@ -26,17 +26,24 @@ PADDING_UNITS = 2  # what padding adds to a row with patches, see `PackedLoader`
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """`rows` of the global batch, over all ranks; a row holds at most `units_per_row` units and `tokens_per_row` tokens.
+    """The size of a batch: rows of whole documents, each full when it has no room for more units or for more tokens.
 
-    `buffer`: documents to choose from for the ends of rows, beside those that would fill the batch in stream order.
-    `round_tokens_to`: T is rounded up to a multiple of it, for few different shapes; with `tokens_per_row` there is one.
+    A unit is what the global transformer makes one step over: a patch of speech, or any single token that is in no
+    patch.
     """
 
     rows: int
+    """Rows of the global batch, over all ranks; a multiple of the number of ranks."""
     units_per_row: int
+    """Most units (speech patches, text tokens, special tokens) in a row; at least 4. Longer documents are cut."""
     tokens_per_row: int
+    """Most tokens in a row, those inside patches included; at least 4. Longer documents are cut."""
     buffer: int = 128
+    """Documents held beside those that fill a batch, to choose from for the ends of rows; more leave less padding."""
     round_tokens_to: int = 32
+    """A batch is padded to a multiple of this many tokens: the larger, the fewer different shapes and the more padding.
+    The value of tokens_per_row makes all batches alike.
+    """
 
     def __post_init__(self) -> None:
         for key, least in (

@@ -1,9 +1,10 @@
-"""BPE over speech tokens: the baseline that shortens speech without patches (spec latent-speech-text 5, "BPE baseline").
+"""BPE over speech tokens: the baseline that shortens speech without patches (spec latent-speech-text 5, "BPE
+baseline").
 
-Place in the pipeline: between the mixture and the packer, where the speech ids of a document become piece ids; after a model,
-where generated pieces become speech ids again.
-Trap: the mixture still weighs documents by their base tokens, and a run with pieces draws the same documents as one without
-(`Mixture(convert=...)`); only what the model reads is shorter.
+The speech ids of a document become piece ids before it is packed; pieces that a model generates become speech ids
+again.
+Trap: the mixture still weighs documents by their base tokens, and a run with pieces draws the same documents as one
+without (`Mixture(convert=...)`); only what the model reads is shorter.
 """
 
 import json

@@ -14,15 +14,18 @@ from speechquilt.types import SILENCE, AlignedTokens
 
 @dataclass(frozen=True, kw_only=True)
 class JoinConfig:
-    """Which spoken texts become one document (spec 2, 3.2: utterances of 10 to 20 s give only two or three blocks).
+    """Which spoken texts of one session become one document (spec latent-speech-text, 3.2).
 
-    `max_tokens`: most speech tokens of a document, 120 s in the spec; 0 joins nothing. `session`: a regular expression whose
-    first group is the recording or session in an id, "speaker-chapter" of "speaker-chapter-0001" by default; other ids stay alone.
-    Raises ValueError on a value out of range.
+    Single utterances of 10 to 20 s give only two or three blocks of text and speech each, so longer documents help.
     """
 
     max_tokens: int = 0
+    """Most speech tokens of a joined document; the paper's 120 s are 1500 at 12.5 Hz. 0 joins nothing."""
     session: str = r"(.+)[-_/]\d+"
+    """Regular expression whose first group is the session in an id: neighbours with the same one are joined. By
+    default an id without its last number, so "speaker-chapter" of "speaker-chapter-0001". Ids that do not match stay
+    alone.
+    """
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:

@@ -1,9 +1,9 @@
 """Spoken utterances -> batches of audio and ASR targets, for training the speech tokenizer.
 
-Place in the pipeline: layer 2; implements `protocols.Loader` and yields `AudioBatch`. What it reads: `speech_corpora`; which
-recordings go together: `duration_batches`.
-Trap: all ranks walk one global list of batches, rank r takes numbers r, r + world_size, ... Every rank must therefore be
-given the same utterances in the same order.
+The loader yields `AudioBatch`. What can be read is defined in `speech_corpora`, which recordings go together in
+`duration_batches`.
+Trap: all ranks walk one global list of batches, rank r takes numbers r, r + world_size, ... Every rank must therefore
+be given the same utterances in the same order.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Parallel interleaving: a spoken document with known word places becomes text blocks and speech blocks in turn.
 
-Place in the pipeline: reads aligned, tokenised speech; gives the mixture documents that differ in every epoch. Spec 2, 3.2.
-Trap: a silence at a switch is split. The half next to the spoken words stays, the half next to the text is dropped, so the
-blocks of a document together hold fewer speech tokens than the recording.
+The blocks are drawn anew in every epoch (spec latent-speech-text, 3.2).
+Trap: a silence at a switch is split. The half next to the spoken words stays, the half next to the text is dropped, so
+the blocks of a document together hold fewer speech tokens than the recording.
 """
 
 import json

@@ -1,12 +1,12 @@
 """Where the spans of a document may lie: lengths, and a uniform choice among all placements that avoid forbidden words.
 
-Place in the pipeline: layer 2, the arithmetic under `interleave.plan`; it knows runs of words and no text.
+This is arithmetic alone: it knows runs of words and no text.
 Trap: "uniform" is over placements, not over words. Long spans fit only into long runs, so a document full of holes is
 spoken most where its speakable text is least broken.
 
-Spans keep their order and at least one word lies between two of them. The gap between two runs is such a word, so runs meet
-only in how many spans each takes, and counting goes over runs instead of words: with R words and n spans of t words in
-all, a run has C(R - t + 1, n) placements.
+Spans keep their order and at least one word lies between two of them. The gap between two runs is such a word, so
+runs meet only in how many spans each takes, and counting goes over runs instead of words: with R words and n spans of
+t words in all, a run has C(R - t + 1, n) placements.
 
 Axis letters: W words, J runs, K spans (K + 1 ways to have placed some), N spans in one run.
 """

@@ -1,8 +1,8 @@
 """Which words of a text nobody can read aloud, and why: code, tables, addresses, formulas, foreign scripts.
 
-Place in the pipeline: layer 2, under `interleave.plan`, which never chooses these words to be spoken.
-Trap: the rules know nothing but the written form. They would rather leave a readable word as text (it is still trained on)
-than have a voice make something up for `kwargs.setdefault(`.
+These words are never chosen to be spoken; they stay text and are still trained on.
+Trap: the rules know nothing but the written form. They would rather leave a readable word as text than have a voice
+make something up for `kwargs.setdefault(`.
 
 Words are judged alone (cached, most words repeat), then as stretches (fences, tags, formulas), then by the company they
 keep: a line, or an indented block, in which enough words cannot be read is not read at all.

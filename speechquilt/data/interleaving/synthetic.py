@@ -1,7 +1,7 @@
 """Synthetic interleaving: choose spans of a text document that will be spoken, then put their speech tokens in.
 
-Place in the pipeline: between a text corpus and the shards. `plan` (no model) -> a text-to-token model speaks
-`plan.spoken_spans` -> `assemble` (no model). Spec 1, 5.2.
+`plan` (no model) -> a text-to-token model speaks `plan.spoken_spans` -> `assemble` (no model). Spec
+synthetic-interleaved, 5.2.
 Trap: the ratio counts *input words*, not output tokens; at 12.5 Hz about 60 % of the finished sequence is speech.
 """
 
@@ -36,18 +36,20 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class InterleavePlan:
-    """Which runs of a document are to be spoken. The texts of `pieces` joined are the document, byte for byte.
-
-    `seed`: of this (document, pass), for whatever else is drawn for it. `language`: what it is spoken in. `unspeakable`:
-    number of words that could not be chosen, by reason (`speakable.REASONS`).
-    """
+    """Which runs of a document are to be spoken."""
 
     document_id: str
+    """Id of the text document."""
     pass_index: int
+    """Which pass over the corpus, from 0; every pass draws other spans."""
     seed: int
+    """Of this document in this pass, for whatever else is drawn for it."""
     pieces: tuple[Piece, ...]
+    """The document cut into text and speech; their texts joined are the document, byte for byte."""
     language: str = "en"
+    """What the spans are spoken in."""
     unspeakable: Counter[str] = field(default_factory=Counter)
+    """Number of words that could not be chosen, by reason (`speakable.REASONS`)."""
 
     @property
     def spans(self) -> tuple[str, ...]:
@@ -62,17 +64,22 @@ class InterleavePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class InterleaveConfig:
-    """`ratio` of the words to speak, `poisson_mean` words per span (`character_mean` in scripts without spaces).
-
-    `languages`: what the text-to-token model speaks; words in other scripts stay text.
-    """
+    """Which words of a text become speech (spec synthetic-interleaved, 5.2)."""
 
     ratio: float = 0.3
+    """Share of a document's words that become speech, 0 to 0.5; the paper uses 0.3."""
     poisson_mean: float = 10.0
+    """Mean length of a spoken span in words, at least 1; lengths follow a Poisson distribution."""
     character_mean: float = 16.0
+    """Mean length of a span where most words are Han or kana characters, in characters; at least 1."""
     min_words: int = 20
+    """A document of fewer words stays text."""
     seed: int = 0
+    """Decides which spans are drawn; another seed speaks other words of the same texts."""
     languages: tuple[str, ...] = ("en", "zh")
+    """Codes of the languages that the text-to-token model speaks, such as en, zh or ja. Words in scripts of none of
+    them stay text.
+    """
 
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)
@@ -89,14 +96,18 @@ class InterleaveConfig:
 
 @dataclass(kw_only=True)
 class InterleaveStats:
-    """Adds up what `assemble` did over many documents; `rejects` counts spans left as text, `unspeakable` words that were
-    never chosen, both by reason."""
+    """Adds up what `assemble` did over many documents."""
 
     words: int = 0
+    """Words of all documents."""
     spoken_words: int = 0
+    """Words that became speech."""
     spans: int = 0
+    """Spans that were to be spoken."""
     rejects: Counter[str] = field(default_factory=Counter)
+    """Spans that stayed text after all, by reason."""
     unspeakable: Counter[str] = field(default_factory=Counter)
+    """Words that were never chosen, by reason."""
 
     @property
     def ratio(self) -> float:

@@ -1,10 +1,12 @@
-"""Written form -> words as they are spoken: "Dr. Lee paid $5 on May 5th" -> "doctor Lee paid five dollars on the fifth of may".
+"""Written form -> words as they are spoken: "Dr. Lee paid $5 on May 5th" -> "doctor Lee paid five dollars on the
+fifth of may".
 
-Place in the pipeline: layer 2, between the plan of an interleaved document and the text-to-token engine. Only what is
-spoken passes here; the text side of a document keeps its written form.
-Trap: a span is spoken without the text around it. Where a span begins after the "$" of "$5 million", the "$" stays unspoken.
+Only what is spoken passes here; the text side of a document keeps its written form.
+Trap: a span is spoken without the text around it. Where a span begins after the "$" of "$5 million", the "$" stays
+unspoken.
 
-The grammars are wetext's (English, Chinese, Japanese). Around them stand a few rules for what they leave or cannot read.
+The grammars are wetext's (English, Chinese, Japanese). Around them stand a few rules for what they leave or cannot
+read.
 """
 
 import functools

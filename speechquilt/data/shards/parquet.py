@@ -1,7 +1,7 @@
 """Shards: a folder of Parquet files of Documents, with the fingerprints of the tokenizers that made them.
 
-Place in the pipeline: what every data stage writes and the mixture reads; pandas and DuckDB read the files as they are.
-`ItemWriter` and `ItemFolder` hold the discipline for any kind of item: Documents here, spoken texts in `spoken`.
+pandas and DuckDB read the files as they are. `ItemWriter` and `ItemFolder` hold the discipline for any kind of item:
+Documents here, spoken texts in `spoken`.
 Trap: a folder counts only when `shards.json` is there. It is written last, so a stage that was killed leaves a folder
 that is refused, never one that is silently short.
 """
@@ -40,32 +40,34 @@ Item = TypeVar("Item", bound=Identified)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardKind(Generic[Item]):
-    """How items of one kind lie in Parquet.
-
-    `schema` has the columns `id` and `text` (the words behind the item, for people) and the kind's own.
-    `columns(items)` fills all of them but `text`; `open(arrays)` takes the arrays of one shard by column name and returns
-    "row -> item"; `ids_of(item)` lists its runs of LOCAL ids, which are counted and checked.
-    """
+    """How items of one kind lie in Parquet."""
 
     name: str
+    """What the items are called."""
     schema: pa.Schema
+    """Columns of a file: `id`, `text` (the words behind the item, for people) and those of the kind itself."""
     columns: Callable[[list[Item]], dict[str, list[Any]]]
+    """items -> values of all columns but `text`."""
     open: Callable[[dict[str, Any]], Callable[[int], Item]]
+    """The arrays of one shard by column name -> "row -> item"."""
     ids_of: Callable[[Item], Iterable[tuple[Modality, np.ndarray]]]
+    """Item -> its runs of LOCAL ids, which are counted and checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """What the ids mean: vocabulary sizes and fingerprints of both tokenizers ("" = the shards hold no such tokens).
-
-    `made_by`: plain JSON data about the stage that wrote the shards (its name, its config).
-    """
+    """What the ids of a folder of shards mean."""
 
     num_text: int
+    """Size of the text tokenizer's vocabulary; 0 in shards without text tokens."""
     num_speech: int
+    """Size of the speech tokenizer's codebook."""
     text_fingerprint: str
+    """Of the text tokenizer that made the ids; "" in shards without text tokens."""
     speech_fingerprint: str
+    """Of the speech tokenizer that made the ids; "" in shards without speech tokens."""
     made_by: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON data about the stage that wrote the shards (its name, its config)."""
 
 
 def is_complete(folder: Path) -> bool:
@@ -352,7 +354,7 @@ def _metadata(info: ShardInfo) -> dict[str, Any]:
 
 
 def _kind_of(manifest: dict[str, Any]) -> str:
-    return manifest.get("kind", "documents")  # folders from before there were kinds hold documents
+    return manifest.get("kind", "documents")  # folders written before there were kinds hold documents
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

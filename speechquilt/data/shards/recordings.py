@@ -1,8 +1,8 @@
 """Shards of aligned recordings, and the metadata.jsonl that is made of them.
 
-Place in the pipeline: layer 2, what `speechquilt align` writes; every reader of a folder of speech takes the metadata.jsonl.
-Trap: a path is relative to the corpus that was aligned. In metadata.jsonl it is relative to the folder of that file, as its
-readers expect, so the folder with the metadata moves only together with the audio.
+Every reader of a folder of speech takes the metadata.jsonl.
+Trap: a path is relative to the corpus that was aligned. In metadata.jsonl it is relative to the folder of that file, as
+its readers expect, so the folder with the metadata moves only together with the audio.
 """
 
 import json

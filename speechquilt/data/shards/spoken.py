@@ -1,6 +1,6 @@
 """Shards of spoken texts: words, speech tokens and the word of each token, before anything was cut into blocks.
 
-Place in the pipeline: what parallel interleaving reads at load time, so that every epoch draws other blocks (spec 2, 3.2).
+Blocks are cut when the shards are loaded, so that every epoch draws others (spec latent-speech-text, 3.2).
 Trap: these shards hold no text tokens. The words are spelled with the text tokenizer that the run brings.
 """
 

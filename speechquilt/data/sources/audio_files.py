@@ -1,9 +1,8 @@
 """Audio files of any length and rate as a stream of pieces at the tokenizer's rate, read ahead of who needs them.
 
-Place in the pipeline: layer 2, before the speech tokenizer when a corpus is tokenized in bulk (`recipes/tokenize.py`).
-`corpus.read_utterances` reads the same folders whole, for training sets that fit in memory.
-Trap: nothing in a header can be believed. Files are read block by block and checked as they come, so a file may turn out
-to be broken after some of its pieces were given out; its `End` says so, and its pieces are then to be forgotten.
+For training sets that fit in memory, `speech_folder.read_utterances` reads the same folders whole.
+Trap: nothing in a header can be believed. Files are read block by block and checked as they come, so a file may turn
+out to be broken after some of its pieces were given out; its `End` says so, and its pieces are then to be forgotten.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """The micro-world: a generator of small English stories, facts and questions, the embedded default corpus.
 
-Place in the pipeline: layer 2, the source of every text of the toy story; espeak-ng then speaks what should be speech.
-Because each fact is only ever shown in one form (as text, as speech, ...), it can be measured whether a form carries over.
+Because each fact is only ever shown in one form (as text, as speech, ...), it can be measured whether a form carries
+over.
 Trap: the tokenizer and the text-to-token model also learn language from what they are trained on. Train them on
 `sentences`, in which a person and an answer never stand together, so that they know neither facts nor false facts.
 
@@ -190,18 +190,24 @@ class Story:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroWorldConfig:
-    """`size` is the dial: it multiplies people (so facts) and topics. 1 = 102 words and 32 facts, 4 = 294 and 128.
+    """How large the micro-world is; `size` is the dial, the other numbers are those of size 1.
 
     There is one fact per person and relation. The four groups get equally many, and inside a group every answer that
     occurs is equally frequent; that needs people in multiples of twice the answers per relation (`num_objects`).
     """
 
     seed: int = 0
+    """Decides who has what, and every text; another seed is another world."""
     size: int = 1
+    """Times as many people (so facts) and topics: 1 has 102 words and 32 facts, 4 has 294 words and 128 facts."""
     num_people: int = 16
+    """People at size 1; num_people times size must be a multiple of twice num_objects."""
     num_relations: int = 2
+    """Kinds of facts that are told of every person."""
     num_objects: int = 8
+    """Answers that each kind of fact chooses from; even, at least 8."""
     num_topics: int = 6
+    """Topics of stories at size 1; at least 4."""
 
     def __post_init__(self) -> None:
         def limit(key: str, low: int, high: int, per_size: bool = False) -> None:

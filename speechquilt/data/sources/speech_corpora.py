@@ -1,9 +1,8 @@
 """Transcribed speech that stays on disk: folders, Hugging Face audio datasets, lhotse manifests, behind one protocol.
 
-Place in the pipeline: layer 2, what `utterances.UtteranceLoader` trains the speech tokenizer on. `entry` tells length and
-text without decoding, `corpus[i]` decodes one recording when its batch is due.
-Trap: an entry's duration is what a header or a manifest promises. It is good enough to plan batches; what is decoded may be
-broken or of another length, and only then is it known.
+`entry` tells length and text without decoding, `corpus[i]` decodes one recording when its batch is due.
+Trap: an entry's duration is what a header or a manifest promises. It is good enough to plan batches; what is decoded
+may be broken or of another length, and only then is it known.
 """
 
 import importlib

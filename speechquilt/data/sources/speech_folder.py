@@ -1,6 +1,5 @@
 """Read what a user has: a folder of audio with transcripts. Texts: `text_files`.
 
-Place in the pipeline: layer 2, the very first step on one's own data; the embedded default uses `micro_world` instead.
 Trap: a broken item never stops a run. It is yielded as a `Reject` with its reason, and the caller counts it.
 """
 

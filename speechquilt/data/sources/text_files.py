@@ -1,7 +1,8 @@
-"""Text corpora of any size as slices: where the text lies, cut into equal shares of work, and the documents of one slice.
+"""Text corpora of any size as slices: where the text lies, cut into equal shares of work, and the documents of one
+slice.
 
-Place in the pipeline: layer 2, the input of `speechquilt interleave`. A slice is plain JSON and small; the text itself is
-read by the worker that does the slice, so a list of slices never holds a corpus.
+A slice is plain JSON and small; the text itself is read by the worker that does the slice, so a list of slices never
+holds a corpus.
 Trap: a document without an id of its own is named by its place in its file (byte or row), so the names are the same
 however the files are sliced, but not after a file has changed.
 """
@@ -48,13 +49,14 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextReader:
-    """`root`: what the paths of slices are relative to. `text_column`: the key or column of the text; a column `id`, when
-    there is one, names the documents. Documents above `max_words` come as several, see `parts`.
-    """
+    """Reads the documents of a slice. A column `id`, when there is one, names them."""
 
     root: str
+    """Folder that the paths of slices are relative to."""
     text_column: str = "text"
+    """Key or column that holds the text."""
     max_words: int = MAX_WORDS
+    """A document of more words comes as several of at most this many."""
 
     def __post_init__(self) -> None:
         if self.max_words < 1:

@@ -1,6 +1,5 @@
 """`speechquilt story toy`: the whole pipeline on the micro-world, from nothing to a report.
 
-Place in the pipeline: layer 4, all seven stages in order; read `story` first.
 Cost of the default (`scale=1`): about 20 minutes on two CPU cores. Expected result: docs/results.md.
 `scale=N` makes the same story larger: N times the world and its corpus, and N times the training steps of every model,
 so about N times the time; scale=4 is an evening on two cores.
@@ -20,12 +19,10 @@ import torch
 
 import speechquilt
 from speechquilt.config import fingerprint
-from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
 from speechquilt.evals import results
 from speechquilt.files import write_json
-from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.recipes import defaults
@@ -64,29 +61,40 @@ STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any languag
 class RunConfig:
     """One language model of the comparison. Everything else is the same for all of them."""
 
-    kind: str  # "plain" or "latent"
+    kind: str
+    """"plain" steps over every token, "latent" over patches."""
     patcher: PatcherConfig
+    """How speech tokens are grouped into patches; of kind none for a plain model."""
     interleaved: bool = True
+    """Whether it reads interleaved documents; without them the other sources fill up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """Every number of the story. `scale` multiplies what the module's docstring says; the rest is `scale=1`."""
+    """Every number of the toy story."""
 
     run_dir: str = "runs/toy"
+    """Folder that holds the story; started again in it, the story goes on where it stopped."""
     scale: int = 1
+    """Times as large a world and corpus, and times as many training steps, as the other settings say; at least 1."""
     world: MicroWorldConfig = MicroWorldConfig()
+    """Which micro-world."""
     voices: EspeakTTSConfig = EspeakTTSConfig()
+    """Who speaks, and how."""
     corpus: MicroCorpusConfig = MicroCorpusConfig()
+    """How much of the world is written and spoken."""
     tokenizer: TokenizerRecipe = defaults.TOKENIZER
+    """How the speech tokenizer is trained."""
     text_to_token: TextToTokenRecipe = defaults.TEXT_TO_TOKEN
+    """How the text-to-token model is trained."""
     interleave: InterleaveConfig = InterleaveConfig()
+    """Which words of the texts become speech."""
     interleave_passes: int = 4
+    """How often each text is interleaved, with other words spoken each time."""
+    lm: LMRecipe = defaults.LM
+    """How every language model is trained; model is that of the latent ones, and each of runs sets its own patcher."""
     plain: PlainLMConfig = defaults.PLAIN
-    latent: LatentLMConfig = defaults.LATENT
-    weights: dict[str, float] = field(default_factory=lambda: dict(defaults.WEIGHTS))
-    pack: PackConfig = defaults.PACK
-    pretrain: TrainConfig = defaults.PRETRAIN
+    """Sizes of the plain language models."""
     runs: dict[str, RunConfig] = field(
         default_factory=lambda: {
             "baseline": RunConfig(kind="plain", patcher=PatcherConfig(kind="none")),
@@ -101,7 +109,12 @@ class ToyConfig:
             ),
         }
     )
+    """The language models to compare, by name."""
     num_stories: int = 100
+    """Test stories of each of the two kinds (topic, hard) that the models choose endings for."""
+
+    def run(self) -> None:
+        story(self)
 
 
 def scaled(config: ToyConfig) -> ToyConfig:
@@ -122,18 +135,22 @@ def scaled(config: ToyConfig) -> ToyConfig:
         corpus=dataclasses.replace(config.corpus, **corpus),
         tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
         text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
-        pretrain=longer(config.pretrain),
+        lm=dataclasses.replace(config.lm, train=longer(config.lm.train)),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What language models are trained on: finished folders, and the fingerprint of all stages that made them."""
+    """What language models are trained on: finished folders."""
 
     fingerprint: str
+    """Of all stages that made them."""
     tokenizer_dir: Path
+    """The speech tokenizer."""
     text_to_token_dir: Path
+    """The text-to-token model."""
     shards: dict[str, Path]
+    """The folder of each source, by name."""
 
 
 def story(config: ToyConfig) -> Path:
@@ -200,7 +217,7 @@ def finished(full: ToyConfig, run_dir: Path) -> Prepared:
     for name in STAGES:
         if not (run_dir / name / MARK).is_file():
             raise FileNotFoundError(
-                f"{run_dir / name} is not a finished stage; run `speechquilt story toy run_dir={run_dir}`"
+                f"{run_dir / name} is not a finished stage; run `speechquilt story toy --run-dir {run_dir}`"
             )
     if (run_dir / "world" / "world.txt").read_text() != full.world.build().describe():
         raise ValueError(
@@ -245,14 +262,9 @@ def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str
 
 def lm_recipe(config: ToyConfig, run: RunConfig) -> LMRecipe:
     """The run's model, patcher and mixture; without interleaving the other sources keep their proportions."""
-    weights = {s: w for s, w in config.weights.items() if run.interleaved or s not in INTERLEAVED}
-    return LMRecipe(
-        model=config.plain if run.kind == "plain" else config.latent,
-        patcher=run.patcher,
-        weights=weights,
-        pack=config.pack,
-        train=config.pretrain,
-    )
+    weights = {s: w for s, w in config.lm.weights.items() if run.interleaved or s not in INTERLEAVED}
+    model = config.plain if run.kind == "plain" else config.lm.model
+    return dataclasses.replace(config.lm, model=model, patcher=run.patcher, weights=weights)
 
 
 def describe_run(run: RunConfig) -> str:

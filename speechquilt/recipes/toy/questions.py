@@ -1,8 +1,7 @@
 """What is asked about the micro-world: story endings and facts, in speech and in text, chosen and answered freely.
 
-Place in the pipeline: layer 4, between the trained models and the results.
 Trap: prompt and endings are spoken and tokenised separately and their ids joined, so that all endings of an item follow
-exactly the same prompt (spec 2, 9).
+exactly the same prompt (spec latent-speech-text, 9).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The toy story's report: which promises were kept, the tables, the curves, samples and sound.
 
-Place in the pipeline: layer 4, the end of `toy.story`; `python -m speechquilt.recipes.toy.report_data results.json` checks that
-every promised number is there (continuous integration does).
+`python -m speechquilt.recipes.toy.report_data results.json` checks that every promised number is there (continuous
+integration does).
 Trap: a promise lives here, with its bound, and nowhere else. Nothing may lower a bound to pass.
 """
 

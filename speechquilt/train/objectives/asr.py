@@ -1,7 +1,6 @@
 """The speech tokenizer's objective: CTC + attention ASR loss through the bottleneck, plus commitment (spec 1, 2.4).
 
-Place in the pipeline: layer 3, given to the trainer with an `AudioBatch` loader.
-Trap: all losses are per text id, so that sums over batches and ranks add up. A clip's commitment (mean over its tokens)
+All losses are per text id, so that sums over batches and ranks add up. A clip's commitment (mean over its tokens)
 counts once per id of its text.
 """
 
@@ -20,12 +19,13 @@ from speechquilt.types import IGNORE, AudioBatch
 def asr_objective(
     model: SupervisedTokenizer, batch: AudioBatch, augment: SpecAugment | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """-> (summed loss, number of text ids, sums of named scalars). `augment` hides parts of the features in training mode.
+    """-> (summed loss, number of text ids, sums of named scalars). `augment` hides parts of the features in training
+    mode.
 
     Scalars, per text id: `ctc`, `attention`, `commitment` (before their weights). Per batch: `codes`, distinct codes in
-    it; `perplexity` of the codebook's running use; `dead`, the codes below the restart threshold, which the next restart
-    replaces (right after one: 0). All three are 0 while the VQ warm-up bypasses the codebook. `total_restarts`: codes that
-    were replaced, counted once however many ranks there are.
+    it; `perplexity` of the codebook's running use; `dead`, the codes below the restart threshold, which the next
+    restart replaces (right after one: 0). All three are 0 while the VQ warm-up bypasses the codebook. `total_restarts`:
+    codes that were replaced, counted once however many ranks there are.
     """
     config = model.config
     with augment.behind(model.log_mel) if augment is not None and model.training else nullcontext():

@@ -1,6 +1,5 @@
 """Next-token prediction over text and speech: the objective of every language model here.
 
-Place in the pipeline: layer 3, between `LanguageModel` (logits) and `Trainer` (sums).
 Trap: nothing here may wait for the GPU, so text and speech are told apart by masks, never by selecting positions.
 """
 
@@ -19,13 +18,13 @@ COUNTS = ("tokens", "speech_tokens", "units", "speech_units")
 class NextTokenObjective:
     """Summed cross-entropy in nats. Weight: the number of labels.
 
-    Scalars: `text_loss` (text tokens alone, markers in neither), `speech_loss`; `patch_size` and `text_patch_size` (tokens
-    per unit of speech, and of text and special tokens), `row_tokens` and `row_units` (means of the rows), `waste_tokens`
-    (share of padding in the rows), each with its weight; `total_tokens`, `total_speech_tokens`, `total_units`,
-    `total_speech_units`. The counts are those that the packer puts into `batch.meta` (padding not counted).
-    `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`.
-    `waste_units` (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when
-    `flops(batch)` is given, in FLOPs of one training step.
+    Scalars: `text_loss` (text tokens alone, markers in neither), `speech_loss`; `patch_size` and `text_patch_size`
+    (tokens per unit of speech, and of text and special tokens), `row_tokens` and `row_units` (means of the rows),
+    `waste_tokens` (share of padding in the rows), each with its weight; `total_tokens`, `total_speech_tokens`,
+    `total_units`, `total_speech_units`. The counts are those that the packer puts into `batch.meta` (padding not
+    counted). `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`. `waste_units`
+    (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when `flops(batch)` is
+    given, in FLOPs of one training step.
     """
 
     def __init__(self, vocab: Vocab, flops: Callable[[Batch], float] | None = None) -> None:

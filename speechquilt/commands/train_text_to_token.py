@@ -1,0 +1,52 @@
+"""`speechquilt train text_to_token`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from speechquilt.commands.grammar import Flat
+from speechquilt.config import save
+from speechquilt.files import make_folder
+from speechquilt.recipes import catalog, defaults, text_to_token_models
+from speechquilt.stages.corpus import folder_corpus
+from speechquilt.stages.stage import SETTINGS, report, required
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
+
+RECIPES = tuple(name for name, entry in catalog.ENTRIES.items() if entry.kind == "text_to_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextToToken:
+    """Train a text-to-token model: text in, speech tokens with the ends of words out, no audio in between.
+
+    With word times in the metadata it learns spans and word ends; without them, whole utterances only.
+    """
+
+    STARTS = ("preset",)
+
+    preset: str = "toy"
+    """Start from a size (toy, 100M, 500M, 1.5B) with the toy's schedule, or from a recipe (text_to_token_1_5b)."""
+    speech: str = ""
+    """Folder of audio with transcripts; one recording in twenty is held out."""
+    tokenizer: str = "runs/tokenizer"
+    """Folder of the speech tokenizer."""
+    run_dir: str = "runs/text_to_token"
+    """Folder of the run; transformers and vLLM read it as a Llama."""
+    recipe: Flat[TextToTokenRecipe] = defaults.TEXT_TO_TOKEN
+    """What is trained, and how."""
+
+    @classmethod
+    def starting_from(cls, preset: str = "toy") -> "TrainTextToToken":
+        """Raises ValueError naming the known sizes."""
+        if preset in RECIPES:
+            return cls(preset=preset, recipe=catalog.load(preset).recipe)
+        return cls(preset=preset, recipe=replace(defaults.TEXT_TO_TOKEN, llama=text_to_token_models.llama(preset)))
+
+    def run(self) -> None:
+        corpus = folder_corpus(required("speech", self.speech), None)
+        tokenizer = SupervisedTokenizer.load(required("tokenizer", self.tokenizer))
+        folder = Path(self.run_dir)
+        make_folder(folder)
+        save(self, folder / SETTINGS)
+        found = train_text_to_token(self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder)
+        report(found, folder, f"speechquilt interleave TEXT SHARDS --text-to-token {folder}")

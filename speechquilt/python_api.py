@@ -1,0 +1,75 @@
+"""The small door for Python: load what was trained, and one call each to tokenize, to interleave, to score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechquilt import audio
+from speechquilt.data.interleaving import synthetic
+from speechquilt.data.interleaving.synthetic import InterleaveConfig
+from speechquilt.evals.scorer import Request, Scorer
+from speechquilt.protocols import SpeechTokenizer
+from speechquilt.stages.encode import encode_all
+from speechquilt.stages.train_lm import load_scorer
+from speechquilt.stages.training_documents import speak_spans
+from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token import network
+from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
+from speechquilt.tokenizer import loading
+from speechquilt.types import Document, Segment, Waveform
+
+Part = str | np.ndarray
+"""Text, or the ids of speech tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """A trained language model, ready to be asked."""
+
+    scorer: Scorer
+    text_tokenizer: TextTokenizer
+
+
+def load_tokenizer(folder: str | Path) -> SpeechTokenizer:
+    """A speech tokenizer: a run of ours, a GLM-4-Voice tokenizer, or HuBERT units. Raises FileNotFoundError or ValueError."""
+    return loading.load(folder)
+
+
+def load_text_to_token(folder: str | Path) -> TextToTokenEngine:
+    """A text-to-token model, ready to speak. Raises FileNotFoundError or ValueError naming the file that is wrong."""
+    loaded = network.load(Path(folder))
+    return EngineConfig().build(loaded.model, loaded.tokenizer)
+
+
+def load_lm(folder: str | Path) -> LanguageModel:
+    """A language model from its run folder, plain or latent. Raises FileNotFoundError or ValueError."""
+    scorer, _ = load_scorer(Path(folder))
+    return LanguageModel(scorer=scorer, text_tokenizer=TextTokenizer.load(Path(folder) / "text_tokenizer.json"))
+
+
+def tokenize(tokenizer: SpeechTokenizer, sound: str | Path | Waveform) -> np.ndarray:
+    """A file of any rate, or a waveform -> speech tokens, int32 [T]. Raises ValueError or OSError on broken audio."""
+    wave = sound if isinstance(sound, Waveform) else audio.load(sound)
+    return encode_all(tokenizer, [audio.resample(audio.check(wave), tokenizer.sample_rate)])[0]
+
+
+def interleave(speaker: TextToTokenEngine, text: str, *, ratio: float = 0.3, seed: int = 0) -> Document:
+    """Text -> a document in which the share `ratio` of its words are speech tokens; another `seed`, other words."""
+    plan = synthetic.plan("text", text, 0, InterleaveConfig(ratio=ratio, seed=seed))
+    (spans,) = speak_spans([plan], speaker)
+    return synthetic.assemble(plan, spans, speaker.tokenizer.encode)
+
+
+def score(lm: LanguageModel, prompt: Part, endings: Sequence[Part]) -> list[float]:
+    """Mean log-probability per token of each ending after the prompt, in nats."""
+    context = (_segment(lm, prompt),)
+    found = lm.scorer.log_likelihoods([Request(context, _segment(lm, ending)) for ending in endings])
+    return [float(likelihood.mean) for likelihood in found]
+
+
+def _segment(lm: LanguageModel, part: Part) -> Segment:
+    if isinstance(part, str):
+        return Segment(modality="text", ids_T=np.asarray(lm.text_tokenizer.encode(part), dtype=np.int32))
+    return Segment(modality="speech", ids_T=np.asarray(part, dtype=np.int32))
