@@ -13,12 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from speechquilt.evals.measures import Measure
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
 
 DRAW = 0.0  # patchers that choose at random get this instead of a draw
+MEASURES = (
+    Measure(key="lm.<run>.speech_loss", kind="amount", unit="nats", meaning="held-out loss per speech token"),
+    Measure(key="lm.<run>.text_loss", kind="amount", unit="nats", meaning="held-out loss per text token"),
+)
 
 
 class Request(NamedTuple):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from speechquilt import config
+from speechquilt.evals.measures import Measure
 from speechquilt.files import make_folder, write_json
 
 MARK = "done.json"
 SETTINGS = "settings.json"  # of a command, for --config
+MEASURES = (Measure(key="stage.<stage>.seconds", kind="amount", unit="s", meaning="wall time of the stage"),)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from speechquilt.data.feed.spoken_documents import JoinConfig, as_documents
 from speechquilt.data.interleaving.parallel import ParallelSource, word_by_word, word_pieces
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder, open_shards
+from speechquilt.evals.measures import Measure
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import saving
@@ -42,6 +43,19 @@ BPE_FILE = "speech_bpe.json"
 TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
 STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
+
+MEASURES = (
+    Measure(key="lm.<run>.parameters", kind="count", meaning="parameters of the model"),
+    Measure(key="lm.<run>.steps", kind="count", meaning="training steps"),
+    Measure(key="lm.<run>.units", kind="count", meaning="global units seen in training: steps of the global transformer"),
+    Measure(key="lm.<run>.tokens", kind="count", meaning="tokens seen in training"),
+    Measure(key="lm.<run>.speech_tokens", kind="count", meaning="speech tokens seen in training"),
+    Measure(key="lm.<run>.text_tokens", kind="count", meaning="text tokens seen in training"),
+    Measure(key="lm.<run>.flops", kind="amount", unit="FLOP", meaning="floating point operations of the training, those of local modules too"),
+    Measure(key="lm.<run>.seconds", kind="amount", unit="s", meaning="wall time of the training"),
+    Measure(key="lm.<run>.patch_size", kind="amount", meaning="realised speech tokens per patch in training"),
+    Measure(key="lm.<run>.text_patch_size", kind="amount", meaning="realised text tokens per unit in training; 1 by construction"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

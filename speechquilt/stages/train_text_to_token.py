@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from speechquilt.evals.measures import Measure, Promise, at_most
 from speechquilt.evals.wer import wer
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
@@ -27,6 +28,29 @@ from speechquilt.types import AlignedTokens, UnitEnd, Utterance
 
 BOUNDARY_UTTERANCES = 64  # enough for some hundred words, seconds on one core
 SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spec 1 section 4
+
+MEASURES = (
+    Measure(
+        key="text_to_token.wer", kind="rate", meaning="word error rate of its tokens read back by the ASR head, held-out sentences",
+        promise=Promise(name="Text-to-token: word error rate of held-out sentences", bound=at_most(0.10)),
+    ),
+    Measure(
+        key="text_to_token.wer_spans_1_10", kind="rate", meaning="the same on spans of 1-10 words",
+        promise=Promise(name="Text-to-token: word error rate of spans of 1-10 words", bound=at_most(0.10)),
+    ),
+    Measure(key="text_to_token.wer_spans_1_3", kind="rate", meaning="the same on spans of 1-3 words"),
+    Measure(key="text_to_token.wer_spans_4_9", kind="rate", meaning="the same on spans of 4-9 words"),
+    Measure(key="text_to_token.wer_spans_10_plus", kind="rate", meaning="the same on spans of 10 words and more"),
+    Measure(key="text_to_token.rejected", kind="share", meaning="share of texts whose tokens were rejected"),
+    Measure(key="text_to_token.n", kind="count", meaning="held-out sentences behind text_to_token.wer"),
+    Measure(key="text_to_token.boundary_ms", kind="amount", unit="ms", meaning="median distance of a held-out word's end from its true time"),
+    Measure(key="text_to_token.boundary_p90_ms", kind="amount", unit="ms", meaning="90th percentile of the same"),
+    Measure(key="text_to_token.boundary_within_token", kind="share", meaning="share of word ends at most one token from the true time"),
+    Measure(key="text_to_token.boundary_grid_ms", kind="amount", unit="ms", meaning="the median with the true tokens of each word: the grid's part"),
+    Measure(key="text_to_token.boundary_n", kind="count", meaning="words behind the boundary figures"),
+    Measure(key="text_to_token.steps", kind="count", meaning="training steps of the text-to-token model"),
+    Measure(key="text_to_token.parameters", kind="count", meaning="parameters of the text-to-token model"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from speechquilt import audio
 from speechquilt.data.feed.duration_batches import bucket
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.speech_corpora import Mix, SpeechCorpus
+from speechquilt.evals.measures import Measure, Promise, at_least, at_most, is_true
 from speechquilt.evals.wer import cer, wer
 from speechquilt.files import write_json
 from speechquilt.stages.encode import encode_all
@@ -39,6 +40,31 @@ STREAMED = 20  # held-out utterances that are streamed
 FROM_WHISPER = (  # what a Whisper folder decides, whatever the recipe's model says
     "num_mels", "width", "num_heads", "ffn_width", "decoder_layers", "text_vocab_size", "layers_above", "decoder_prompt",
     "decoder_end", "max_text_ids",
+)  # fmt: skip
+
+MEASURES = (
+    Measure(
+        key="tokenizer.wer", kind="rate", meaning="word error rate of the tokenizer's ASR head on held-out sentences",
+        promise=Promise(name="Tokenizer: word error rate of held-out sentences", bound=at_most(0.05)),
+    ),
+    Measure(key="tokenizer.cer", kind="rate", meaning="character error rate of the same readings"),
+    Measure(key="tokenizer.wer_n", kind="count", meaning="held-out sentences behind tokenizer.wer"),
+    Measure(key="tokenizer.wer_attention", kind="rate", meaning="the same tokens read by the attention decoder instead of the CTC head"),
+    Measure(
+        key="tokenizer.codebook_used", kind="share", meaning="share of the codebook seen on held-out audio",
+        promise=Promise(name="Tokenizer: codebook in use", bound=at_least(0.25)),
+    ),
+    Measure(key="tokenizer.codebook_size", kind="count", meaning="entries of the codebook"),
+    Measure(key="tokenizer.perplexity", kind="amount", meaning="perplexity of the code histogram on held-out audio"),
+    Measure(key="tokenizer.frame_rate", kind="amount", unit="Hz", meaning="speech tokens per second"),
+    Measure(key="tokenizer.lookahead_s", kind="amount", unit="s", meaning="how far past a token's end the audio can still change it"),
+    Measure(
+        key="tokenizer.streaming_equals_offline", kind="flag", meaning="streamed in chunks, every token is the offline one",
+        promise=Promise(name="Tokenizer: streaming gives the same tokens", bound=is_true()),
+    ),
+    Measure(key="tokenizer.left_out", kind="count", meaning="recordings left out of training: broken, too long, or with too long a text"),
+    Measure(key="tokenizer.steps", kind="count", meaning="training steps of the tokenizer"),
+    Measure(key="tokenizer.parameters", kind="count", meaning="parameters of the tokenizer"),
 )  # fmt: skip
 
 

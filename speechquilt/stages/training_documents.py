@@ -16,6 +16,7 @@ from speechquilt.data.interleaving import synthetic
 from speechquilt.data.shards.documents import ShardWriter
 from speechquilt.data.shards.parquet import Item, ItemWriter, ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
+from speechquilt.evals.measures import Measure
 from speechquilt.protocols import TextToToken
 from speechquilt.text import TextTokenizer
 from speechquilt.types import AlignedTokens, Document, Reject, Segment, SpokenSpan, TextDocument
@@ -23,6 +24,13 @@ from speechquilt.vocab import Vocab
 
 INSTRUCTIONS = {"asr": "transcribe:", "tts": "say:"}
 SOURCES = ("text", "speech", "asr", "tts", "interleaved", "parallel")
+MEASURES = (
+    Measure(key="shards.<source>.documents", kind="count", meaning="documents of this source"),
+    Measure(key="shards.<source>.speech_tokens", kind="count", meaning="speech tokens of this source"),
+    Measure(key="shards.<source>.text_tokens", kind="count", meaning="text tokens of this source"),
+    Measure(key="shards.<source>.rejects", kind="count", meaning="items that did not become documents"),
+    Measure(key="shards.<source>.ratio", kind="share", meaning="realised share of words that became speech"),
+)
 
 
 def text_fingerprint(tokenizer: TextTokenizer) -> str:

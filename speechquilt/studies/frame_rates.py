@@ -18,6 +18,7 @@ from speechquilt.config import to_dict
 from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.files import write_json
 from speechquilt.recipes import defaults
+from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import join, speak
 from speechquilt.stages.stage import Story
@@ -77,6 +78,7 @@ class FrameRatesConfig:
 
 def study(config: FrameRatesConfig) -> Path:
     """Train what is missing, write the three files, return the path of frame_rates.md."""
+    charts.require()  # before hours of training
     stages = Story(Path(config.run_dir))
     jobs = [(config, rate) for rate in config.rates]
     stages.stage(

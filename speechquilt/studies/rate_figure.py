@@ -1,17 +1,17 @@
-"""A figure of its own, without a style sheet: word error rate against bit rate, one point per frame rate.
+"""A figure of its own for a README: word error rate against bit rate, one point per frame rate.
 
-The charts of the report take their colours from the report's style sheet; this one is a file that a README can show.
 Bit rates double from point to point, so the x axis is logarithmic.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 320, 62, 40, 24, 52
-INK, GRID, POINT = "#333", "#ddd", "#b5472f"
-HEADROOM = 1.15  # the y axis ends at this many times the highest point
+from speechquilt.reports.charts import axes, colour, drawing, svg
+
+WIDTH, HEIGHT = 480, 320
+HEADROOM = 1.2  # the y axis ends at this many times the highest point
 LOWEST_TOP = 0.1  # per cent, where the y axis ends when all points are 0
+APART = 2**0.5  # the x axis goes on this far, as a factor, beyond the outermost points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,42 +31,22 @@ def rate_svg(points: Sequence[RatePoint]) -> str:
     if not points:
         raise ValueError("a figure needs at least one measured rate")
     points = sorted(points, key=lambda p: p.bit_rate)
-    low, high = math.log2(points[0].bit_rate) - 0.5, math.log2(points[-1].bit_rate) + 0.5
-    highest = max(LOWEST_TOP, 100 * HEADROOM * max(p.wer for p in points))
-    step = _round_step(highest)
-    top = step * math.ceil(highest / step)
-
-    def at(point: RatePoint) -> tuple[float, float]:
-        x = LEFT + (math.log2(point.bit_rate) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-        return x, TOP + (1 - point.wer * 100 / top) * (HEIGHT - TOP - BOTTOM)
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12" '
-        f'fill="{INK}" role="img"><title>Word error rate against bit rate</title>',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-    ]
-    for i in range(round(top / step) + 1):
-        y = TOP + (1 - i * step / top) * (HEIGHT - TOP - BOTTOM)
-        out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{i * step:g} %</text>')
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, points))
-    out.append(f'<polyline points="{line}" fill="none" stroke="{POINT}" stroke-width="2"/>')
-    for point in points:
-        x, y = at(point)
-        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{POINT}"/>')
-        out.append(
-            f'<text x="{x:.1f}" y="{y - 10:.1f}" text-anchor="middle" stroke="#fff" stroke-width="5" paint-order="stroke">'
-            f"{point.frame_rate:g} Hz, {100 * point.wer:.1f} %</text>"
-        )
-        out.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{point.bit_rate:.0f}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    out.append(f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">bits per second</text>')
-    out.append(f'<text x="{LEFT - 8}" y="{TOP - 10}" text-anchor="end">WER</text></svg>')
-    return "\n".join(out) + "\n"
-
-
-def _round_step(top: float) -> float:
-    """A round distance between about five grid lines up to `top` per cent."""
-    raw = top / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(s * power for s in (1, 2, 5, 10) if s * power >= raw * 0.999)
+    bits, errors = [p.bit_rate for p in points], [100 * p.wer for p in points]
+    with drawing(WIDTH, HEIGHT) as figure:
+        ax = axes(figure, left=62, right=30, top=30, bottom=52, xscale="log")
+        ax.set(xlim=(bits[0] / APART, bits[-1] * APART), ylim=(0, max(LOWEST_TOP, HEADROOM * max(errors))))
+        ax.grid(axis="x", visible=False)
+        ax.set_xticks(bits, [f"{rate:.0f}" for rate in bits])
+        ax.set_xticks([], minor=True)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        ax.set_xlabel("bits per second", labelpad=8)
+        ax.set_title("word error rate", loc="left", fontsize=12)
+        ax.plot(bits, errors, color=colour("speech"), linewidth=2)
+        ax.plot(bits, errors, "o", color=colour("speech"), markersize=8, gid="points")
+        for point in points:
+            ax.annotate(
+                f"{point.frame_rate:g} Hz, {100 * point.wer:.1f} %", (point.bit_rate, 100 * point.wer), xytext=(0, 10),
+                textcoords="offset points", ha="center", color=colour("ink"),
+                bbox={"facecolor": colour("panel"), "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
+        return svg(figure, "Word error rate against bit rate", standalone=True)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt.evals import results
+from speechquilt.evals.results import Schema
 from speechquilt.stages import train_text_to_token as recipes
 from speechquilt.text_to_token import answer
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position
@@ -133,7 +133,7 @@ def test_the_recipe_measures_the_distance_from_the_word_times(trained, monkeypat
     held_out = [recording(tuple(rng.choice(WORDS, 5).tolist()), late_s) for _ in range(20)]
     monkeypatch.setattr(recipes, "encode_utterances", lambda _, us: [spoken(tuple(u.text.split())) for u in us])
     found = recipes.measure_boundaries(trained, TOKENIZER, SimpleNamespace(frame_rate=FRAME_RATE), held_out)
-    results.check(found)
+    Schema(recipes.MEASURES).check(found)
     assert found["text_to_token.boundary_n"] == 100
     assert found["text_to_token.boundary_ms"] == pytest.approx(abs(1000 * late_s))
     assert found["text_to_token.boundary_grid_ms"] == pytest.approx(abs(1000 * late_s))

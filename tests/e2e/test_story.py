@@ -10,6 +10,7 @@ from pathlib import Path
 
 from speechquilt.evals.results import read_results
 from speechquilt.recipes.toy import report_data
+from speechquilt.recipes.toy.schema import SCHEMA
 
 SETTINGS = [
     "--voices.voices", "en-us", "en+f4",
@@ -51,7 +52,7 @@ def kill_when(process: subprocess.Popen, begun: Path) -> None:
 
 
 def numbers(run_dir: Path) -> dict:
-    return {k: v for k, v in read_results(run_dir / "results.json").items() if not k.endswith(TIMED)}
+    return {k: v for k, v in read_results(run_dir / "results.json", SCHEMA).items() if not k.endswith(TIMED)}
 
 
 def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path):

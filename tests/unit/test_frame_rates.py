@@ -69,14 +69,17 @@ def test_a_small_study_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
 
 def test_points_stand_where_their_numbers_say() -> None:
     points = [RatePoint(frame_rate=50 / 2**i, bit_rate=400 / 2**i, wer=0.01 * (i + 1)) for i in range(4)]
-    circles = list(ElementTree.fromstring(rate_svg(points[::-1])).iter(SVG + "circle"))
-    x, y = ([float(circle.attrib[key]) for circle in circles] for key in ("cx", "cy"))
-    gaps = [b - a for a, b in itertools.pairwise(x)]
+    circles = list(ElementTree.fromstring(rate_svg(points[::-1])).iter(SVG + "use"))[-4:]
+    x, y = ([float(circle.attrib[key]) for circle in circles] for key in ("x", "y"))
+    x, y = x[::-1], y[::-1]  # from 50 bits per second up, which is from 4 % down
+    gaps = [a - b for a, b in itertools.pairwise(x)]
     assert gaps == pytest.approx([gaps[0]] * 3, abs=0.2)  # twice the bits, one step to the right
     assert gaps[0] > 0
     assert [b - a for a, b in itertools.pairwise(y)] == pytest.approx([y[1] - y[0]] * 3, abs=0.2)
-    assert y[0] < y[-1]  # 4 % stands above 1 %
-    assert rate_svg([RatePoint(frame_rate=50, bit_rate=400, wer=0.0)])
+    assert y[0] > y[-1]  # 4 % stands above 1 %
+    svg = rate_svg([RatePoint(frame_rate=50, bit_rate=400, wer=0.0)])
+    assert "prefers-color-scheme: dark" in svg  # a file of its own brings its own colours
+    assert "var(--speech)" in svg
     with pytest.raises(ValueError, match="at least one"):
         rate_svg([])
 

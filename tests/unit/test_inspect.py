@@ -16,8 +16,9 @@ from speechquilt.data.shards import parquet
 from speechquilt.data.shards.documents import ShardFolder, ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
-from speechquilt.jobs.inspect import Lengths, span_texts, units_of
-from speechquilt.reports.shard_page import BARS, histogram_svg
+from speechquilt.reports.charts import BARS, binned, histogram
+from speechquilt.reports.shard_statistics import Lengths
+from speechquilt.reports.spoken_runs import span_texts, units_of
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.types import AlignedTokens, Document, Segment, UnitEnd
 from tests.contracts.tiny_tokenizer import TEXT, build
@@ -329,10 +330,22 @@ def test_units_hold_every_token_once_in_order(ends):
     assert all((unit.text == "w") == (unit.kind == "word") for unit in units)
 
 
+counts_of_lengths = st.dictionaries(st.integers(0, 5000), st.integers(1, 99), min_size=1, max_size=40)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.integers(0, 5000), st.integers(1, 99), min_size=1, max_size=40))
+@given(counts_of_lengths)
 def test_histograms_hold_every_item(counts):
-    svg = histogram_svg(counts, "x", "text")
+    low, step, bars, high, median = binned(counts)
+    assert bars.sum() == sum(counts.values())
+    assert len(bars) <= BARS
+    assert low <= median <= high < low + step * len(bars)
+
+
+@settings(max_examples=10, deadline=None)
+@given(counts_of_lengths)
+def test_every_bar_is_drawn_and_says_how_many(counts):
+    svg = histogram(counts, "x", "text")
     bars = [int(n) for n in re.findall(r"<title>[^:]*: (\d+)</title>", svg)]
     assert sum(bars) == sum(counts.values())
     assert len(bars) <= BARS

@@ -22,11 +22,13 @@ from speechquilt.config import fingerprint
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
 from speechquilt.evals import results
+from speechquilt.evals.measures import Measure
 from speechquilt.files import write_json
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.recipes import defaults
 from speechquilt.recipes.toy.questions import Voicer, fact_tasks, question_tasks, story_tasks
+from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
@@ -55,6 +57,16 @@ from speechquilt.tts import EspeakTTS, EspeakTTSConfig
 
 INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
 STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order
+MEASURES = (
+    Measure(key="run.recipe", kind="text", meaning="recipe that made this file"),
+    Measure(key="run.fingerprint", kind="text", meaning="fingerprint of the recipe's config"),
+    Measure(key="run.version", kind="text", meaning="version of speechquilt"),
+    Measure(key="run.torch", kind="text", meaning="version of torch"),
+    Measure(key="run.device", kind="text", meaning="device the models were trained on"),
+    Measure(key="run.cores", kind="count", meaning="CPU cores used"),
+    Measure(key="run.seed", kind="count", meaning="seed of the run"),
+    Measure(key="run.seconds", kind="amount", unit="s", meaning="wall time of all stages"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +167,7 @@ class Prepared:
 
 def story(config: ToyConfig) -> Path:
     """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues."""
+    charts.require()  # the report's, before the work and not after it
     full = scaled(config)
     stages = Story(Path(full.run_dir))
     made = prepare(full, stages)
@@ -356,6 +369,8 @@ def evaluate(
 def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
     """results.json and report.html from what the stages found; made anew every time, it takes seconds."""
     from speechquilt.recipes.toy import report_data
+    from speechquilt.recipes.toy.fact_transfer import fact_transfer
+    from speechquilt.recipes.toy.schema import SCHEMA
 
     flat = {
         "run.recipe": "toy",
@@ -368,9 +383,9 @@ def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
         "run.seconds": sum(stages.seconds.values()),
         **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
         **stages.results,
-        **report_data.fact_transfer(stages.run_dir),
+        **fact_transfer(stages.run_dir),
     }
-    results.write_results(stages.run_dir / "results.json", flat)
+    results.write_results(stages.run_dir / "results.json", flat, SCHEMA)
     full, tokenizer = scaled(config), SupervisedTokenizer.load(made.tokenizer_dir)
     report = report_data.write(config, stages, flat, full.world.build(), full.voices.build(), tokenizer, made.shards)
     print(report_data.table(flat))

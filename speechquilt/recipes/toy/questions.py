@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from speechquilt.data.sources.micro_world import GROUPS, KINDS, Fact, MicroWorld, Story
+from speechquilt.evals.measures import Chart, Promise, above_chance
+from speechquilt.evals.results import BY_SUM, FIRST, task_measures
 from speechquilt.evals.tasks import AnswerItem, AnswerTask, ChoiceItem, ChoiceTask
 from speechquilt.stages.encode import encode_utterances
 from speechquilt.text import TextTokenizer
@@ -21,6 +23,27 @@ PAIRS = ("SS", "ST", "TS", "TT")  # modality of prompt and ending
 VERSION = 1
 MAX_ANSWER = {"text": 8, "speech": 24}  # tokens of a free answer: a word and a full stop, about two seconds
 OPTIONS = {"topic": 2, "hard": 2, "topic_4way": 4, "hard_4way": 4}  # endings to choose from
+WRITTEN_ONLY = ("text", "interleaved")  # groups of facts that no recording contains
+GROUP_NAMES = {"text": "facts only ever written", "interleaved": "facts written, their text interleaved"}
+MEASURES = (
+    *task_measures(
+        "lm.<run>.story.<set>.<pair>", "story endings", BY_SUM,
+        chart=Chart(title="Story endings, two to choose from; the words alone tell the right one", where={"set": ("topic",)}),
+        promise=Promise(
+            name="Story endings <pair> above chance, <run> LST",
+            bound=above_chance(),
+            where={"run": ("static", "curriculum"), "set": ("topic",), "pair": ("TT", "SS")},
+        ),
+    ),
+    *task_measures(
+        "lm.<run>.fact.<group>.<pair>", "fact questions by likelihood", BY_SUM,
+        chart=Chart(title="Facts that were only written, four answers to choose from", where={"group": WRITTEN_ONLY}, words=GROUP_NAMES),
+    ),
+    *task_measures(
+        "lm.<run>.qa.<group>.<pair>", "fact questions answered freely", FIRST,
+        chart=Chart(title="Facts that were only written, answered freely", where={"group": WRITTEN_ONLY}, words=GROUP_NAMES),
+    ),
+)  # fmt: skip
 
 
 @dataclass

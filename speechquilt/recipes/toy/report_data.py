@@ -1,15 +1,12 @@
-"""The toy story's report: which promises were kept, the tables, the curves, samples and sound.
+"""The toy story's page: what happened, one utterance, samples and sound, then promises, curves and tables.
 
 `python -m speechquilt.recipes.toy.report_data results.json` checks that every promised number is there (continuous
 integration does).
-Trap: a promise lives here, with its bound, and nowhere else. Nothing may lower a bound to pass.
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,24 @@ from speechquilt import audio, config
 from speechquilt.data.feed.spoken_documents import as_documents
 from speechquilt.data.shards.spoken import open_shards
 from speechquilt.data.sources.micro_world import MicroWorld
-from speechquilt.evals import results
-from speechquilt.evals.intervals import paired_difference
+from speechquilt.evals.measures import ARROWS
+from speechquilt.evals.results import read_results
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
-from speechquilt.recipes.toy.questions import OPTIONS, PAIRS
-from speechquilt.reports.figures import Curve, Score, UtteranceView
-from speechquilt.reports.report import Audio, ReportData, Sample, SampleRun, Stage, Table, Verdict, write_report
+from speechquilt.recipes.toy.fact_transfer import WITH, WITHOUT
+from speechquilt.recipes.toy.questions import OPTIONS, PAIRS, WRITTEN_ONLY
+from speechquilt.recipes.toy.schema import SCHEMA
+from speechquilt.reports.charts import Curve, Point, UtteranceView
+from speechquilt.reports.result_tables import result_tables, score_charts
+from speechquilt.reports.story_page import (
+    Audio,
+    IntervalChart,
+    Sample,
+    SampleRun,
+    Stage,
+    StoryPage,
+    write_story_page,
+)
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
@@ -35,125 +43,38 @@ from speechquilt.tts import EspeakTTS
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 
-WITH, WITHOUT = "curriculum", "no_interleaving"  # the two runs that differ in interleaving alone
-WRITTEN_ONLY = ("text", "interleaved")  # groups of facts that no recording contains
-GROUP_NAMES = {"text": "facts only ever written", "interleaved": "facts written, their text interleaved"}
-MEASURES = {"transfer_qa": "answered freely", "transfer": "choice of four"}
+HOW_ASKED = {"transfer_qa": "answered freely", "transfer": "choice of four"}
 COMPARED = ("baseline", "static", "curriculum")
-ARROWS = {pair: f"{pair[0]}→{pair[1]}" for pair in PAIRS}
 NUM_SAMPLES = 4
+ORDER = (*COMPARED, WITHOUT, *OPTIONS, *WRITTEN_ONLY, "speech", "both", *PAIRS)  # of rows and columns
+TITLES = {  # of the tables, by family of measures; "" is shown elsewhere on the page
+    "run": "",
+    "stage.<stage>": "",
+    "lm.<run>": "Language models at equal global units",
+    "facts.transfer_qa.<group>.<pair>": f"Fact transfer, answered freely: {WITH} minus {WITHOUT}",
+    "facts.transfer.<group>.<pair>": f"Fact transfer, choice of four: {WITH} minus {WITHOUT}",
+    "lm.<run>.story.<set>.<pair>": "Story endings",
+    "lm.<run>.fact.<group>.<pair>": "Facts, choice of four",
+    "lm.<run>.qa.<group>.<pair>": "Facts, free answers",
+    "tokenizer": "Speech tokenizer",
+    "text_to_token": "Text-to-token model",
+    "shards.<source>": "Training documents, by source",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """One line of the report's head: a result key, its bound in words, and whether a set of results keeps it."""
-
-    name: str
-    key: str
-    target: str
-    kept: Callable[[Mapping[str, Any]], bool]
-    percent: bool = True
-
-
-def _at_most(key: str, bound: float) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda flat: flat[key] <= bound
-
-
-def _above_chance(prefix: str) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda flat: flat[f"{prefix}.low"] > flat[f"{prefix}.chance"]
-
-
-PROMISES = (
-    Promise(
-        name="Tokenizer: word error rate of held-out sentences",
-        key="tokenizer.wer",
-        target="≤ 5 %",
-        kept=_at_most("tokenizer.wer", 0.05),
-    ),
-    Promise(
-        name="Tokenizer: codebook in use",
-        key="tokenizer.codebook_used",
-        target="≥ 25 %",
-        kept=lambda flat: flat["tokenizer.codebook_used"] >= 0.25,
-    ),
-    Promise(
-        name="Tokenizer: streaming gives the same tokens",
-        key="tokenizer.streaming_equals_offline",
-        target="yes",
-        kept=lambda flat: flat["tokenizer.streaming_equals_offline"] is True,
-        percent=False,
-    ),
-    Promise(
-        name="Text-to-token: word error rate of held-out sentences",
-        key="text_to_token.wer",
-        target="≤ 10 %",
-        kept=_at_most("text_to_token.wer", 0.10),
-    ),
-    Promise(
-        name="Text-to-token: word error rate of spans of 1-10 words",
-        key="text_to_token.wer_spans_1_10",
-        target="≤ 10 %",
-        kept=_at_most("text_to_token.wer_spans_1_10", 0.10),
-    ),
-    *(
-        Promise(
-            name=f"Story endings {ARROWS[pair]} above chance, {run} LST",
-            key=f"lm.{run}.story.topic.{pair}.accuracy",
-            target="interval above 50 %",
-            kept=_above_chance(f"lm.{run}.story.topic.{pair}"),
-        )
-        for run in ("static", "curriculum")
-        for pair in ("TT", "SS")
-    ),
-    *(
-        Promise(
-            name=f"Interleaving helps to answer spoken questions, {GROUP_NAMES[group]}, {ARROWS[pair]}",
-            key=f"facts.transfer_qa.{group}.{pair}.difference",
-            target="interval above 0",
-            kept=lambda flat, key=f"facts.transfer_qa.{group}.{pair}.low": flat[key] > 0,  # type: ignore[misc]
-        )
-        for group in WRITTEN_ONLY
-        for pair in ("ST", "SS")
-    ),
-)
-
-
-def promised_keys() -> list[str]:
+def needed_keys() -> list[str]:
     """Keys without which results.json is incomplete: the promises, and the comparison of the models."""
     compared = ("speech_loss", "text_loss", "units", "tokens", "flops", "seconds", "patch_size")
     scores = [f"story.{s}.{p}.accuracy" for s in OPTIONS for p in PAIRS]
     scores += [f"{task}.{g}.{p}.accuracy" for task in ("fact", "qa") for g in WRITTEN_ONLY for p in PAIRS]
     runs = (*COMPARED, WITHOUT)
-    return [p.key for p in PROMISES] + [f"lm.{run}.{key}" for run in runs for key in (*compared, *scores)]
-
-
-def fact_transfer(run_dir: Path) -> dict[str, Any]:
-    """Accuracy on facts that were only written, with minus without interleaved data, on the same items."""
-    details = {run: json.loads((run_dir / "evals" / run / "details.json").read_text()) for run in (WITH, WITHOUT)}
-    flat: dict[str, Any] = {}
-    for name, task in {"transfer_qa": "qa", "transfer": "fact"}.items():
-        for group in WRITTEN_ONLY:
-            for pair in PAIRS:
-                a, b = (details[run][f"{task}.{group}.{pair}"] for run in (WITH, WITHOUT))
-                clusters = [item["cluster"] for item in a["items"]]
-                right = [[item["correct"] for item in x["items"]] for x in (a, b)]
-                flat |= results.transfer_results(
-                    f"facts.{name}.{group}.{pair}",
-                    paired_difference(right[0], right[1], clusters),
-                    a["accuracy"]["value"],
-                    b["accuracy"]["value"],
-                )
-    return flat
-
-
-def verdicts(flat: Mapping[str, Any]) -> list[Verdict]:
-    return [Verdict(name=p.name, target=p.target, value=_value(flat, p), met=p.kept(flat)) for p in PROMISES]
+    return SCHEMA.promised_keys() + [f"lm.{run}.{key}" for run in runs for key in (*compared, *scores)]
 
 
 def table(flat: Mapping[str, Any]) -> str:
     """What the terminal shows at the end."""
     lines = ["", f"{'promise':<76} {'target':<22} {'measured':<26}"]
-    for v in verdicts(flat):
+    for v in SCHEMA.verdicts(flat):
         lines.append(f"{v.name:<76} {v.target:<22} {v.value:<26} {'met' if v.met else 'MISSED'}")
     lines += [
         "",
@@ -170,7 +91,7 @@ def table(flat: Mapping[str, Any]) -> str:
         )
     lines += ["", f"{'fact transfer, ' + WITH + ' - ' + WITHOUT:<50}" + "".join(f"{ARROWS[p]:>24}" for p in PAIRS)]
     for group in WRITTEN_ONLY:
-        for name, measure in MEASURES.items():
+        for name, measure in HOW_ASKED.items():
             cells = []
             for pair in PAIRS:
                 d, low, high = (100 * flat[f"facts.{name}.{group}.{pair}.{k}"] for k in ("difference", "low", "high"))
@@ -197,39 +118,67 @@ def write(
     shards: Mapping[str, Path],
 ) -> Path:
     """report.html in the run folder."""
-    kept = [v.met for v in verdicts(flat)]
-    data = ReportData(
+    tables = result_tables(SCHEMA, flat, TITLES, ORDER)
+    page = StoryPage(
         title="SpeechQuilt: the whole story on a micro-world",
-        lead=(
-            f"{sum(kept)} of {len(kept)} promises kept. {len(world.words)} words, {len(world.facts)} facts, "
-            f"{len(speaker.voices)} voices; every model trained from nothing in {flat['run.seconds'] / 60:.0f} minutes "
-            f"on {flat['run.cores']} cores ({flat['run.device']})."
-        ),
-        verdicts=verdicts(flat),
-        stages=_stages(story, flat),
-        curves=[_curve(story.run_dir / "lm" / run, run) for run in (*COMPARED, WITHOUT)],
-        curves_note="Training loss per token. Static and curriculum read more tokens than the baseline per global unit.",
+        sentences=_sentences(flat, world, speaker),
+        headline=_headline(flat),
         utterance=_utterance(world, speaker, tokenizer),
         utterance_note="A held-out sentence: log-mel, espeak-ng's word times, speech tokens, and how each patcher groups them.",
         samples=_samples(shards, tokenizer),
         samples_note="Training documents. Speech runs show what the tokenizer's ASR head reads in the tokens.",
-        table_sections=_tables(flat),
         audios=_audios(world, speaker, tokenizer),
         audios_note="Held-out sentences as the tokenizer hears them. Below: what its tokens alone are read back as.",
+        verdicts=SCHEMA.verdicts(flat),
+        curves=[_curve(story.run_dir / "lm" / run, run.replace("_", " ")) for run in (*COMPARED, WITHOUT)],
+        curves_note="Training loss per token. Static and curriculum read more tokens than the baseline per global unit.",
+        scores=score_charts(SCHEMA, flat, ORDER),
+        scores_note="S→T: asked in speech, answered in text; the others alike. Stories: the words alone tell the right ending in the "
+        "set topic, and do not in hard. Facts: the group text is only ever written, interleaved is written and its text "
+        "interleaved, speech is only spoken, both is both. Items about one fact or story count once.",
+        table_sections=[("Tables", tables)],
+        stages=_stages(story, flat),
         facts=_facts(settings, flat),
     )
-    return write_report(story.run_dir / "report.html", data)
+    return write_story_page(story.run_dir / "report.html", page)
 
 
-def _value(flat: Mapping[str, Any], promise: Promise) -> str:
-    value = flat[promise.key]
-    if not promise.percent:
-        return "yes" if value else "no"
-    prefix = promise.key.rpartition(".")[0]
-    text = f"{100 * value:.1f} %"
-    if promise.key.endswith((".accuracy", ".difference")):
-        text += f" [{100 * flat[f'{prefix}.low']:.0f}, {100 * flat[f'{prefix}.high']:.0f}], n={flat[f'{prefix}.n']}"
-    return text
+def _sentences(flat: Mapping[str, Any], world: MicroWorld, speaker: EspeakTTS) -> list[str]:
+    """What happened, in three."""
+    verdicts = SCHEMA.verdicts(flat)
+    kept = sum(v.met for v in verdicts)
+    errors, spoken_errors = (100 * flat[f"{part}.wer"] for part in ("tokenizer", "text_to_token"))
+
+    def right(run: str, pair: str) -> str:
+        return f"{100 * flat[f'lm.{run}.qa.interleaved.{pair}.accuracy']:.0f} %"
+
+    return [
+        f"In {flat['run.seconds'] / 60:.0f} minutes on {flat['run.cores']} cores, SpeechQuilt learned to turn speech into "
+        f"tokens ({errors:.1f} % word errors when read back) and text into the same tokens ({spoken_errors:.1f} %), and "
+        f"trained four speech-text language models, all from nothing, on an invented world of "
+        f"{len(world.words)} words, {len(world.facts)} facts and {len(speaker.voices)} voices.",
+        f"Asked aloud about facts that no recording contains but whose text was interleaved with speech, the model answers "
+        f"{right(WITH, 'ST')} correctly in text and {right(WITH, 'SS')} in speech; trained without interleaved data, the "
+        f"same model answers {right(WITHOUT, 'ST')} and {right(WITHOUT, 'SS')}.",
+        f"{kept} of {len(verdicts)} promised results were met"
+        + (f", and {len(verdicts) - kept} missed" if kept < len(verdicts) else "")
+        + ".",
+    ]
+
+
+def _headline(flat: Mapping[str, Any]) -> IntervalChart:
+    """Spoken questions with and without interleaved data in training."""
+    groups = {"interleaved": "facts whose text was interleaved", "text": "facts in plain text only"}
+    answers = {"ST": "answer in text", "SS": "answer in speech"}
+    points = []
+    for group, facts in groups.items():
+        for pair, answer in answers.items():
+            for run, series in ((WITH, "with interleaved data"), (WITHOUT, "without")):
+                value, low, high = (flat[f"lm.{run}.qa.{group}.{pair}.{key}"] for key in ("accuracy", "low", "high"))
+                points.append(Point(row=f"{facts}, {answer}", series=series, value=value, low=low, high=high))
+    note = "Free answers with the right word, with 95 % intervals. Both models are the same but for interleaved data in training."
+    title = "Spoken questions about facts that no recording contains"
+    return IntervalChart(title=title, points=points, note=note, paints=("speech", "muted"))
 
 
 def _score_rows() -> dict[str, list[tuple[str, str]]]:
@@ -245,78 +194,16 @@ def _score_rows() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def _tables(flat: Mapping[str, Any]) -> list[tuple[str, list[Table]]]:
-    def score(prefix: str) -> Score:
-        keys = ("accuracy", "low", "high", "chance")
-        value, low, high, chance = (flat[f"{prefix}.{k}"] for k in keys)
-        return Score(value=value, low=low, high=high, chance=chance)
-
-    models = [
-        [
-            run, f"{flat[f'lm.{run}.parameters'] / 1e6:.2f}", f"{flat[f'lm.{run}.units']:,}", f"{flat[f'lm.{run}.tokens']:,}",
-            f"{flat[f'lm.{run}.flops'] / 1e12:.2f}", f"{flat[f'lm.{run}.seconds']:.0f}", f"{flat[f'lm.{run}.patch_size']:.2f}",
-            f"{flat[f'lm.{run}.speech_loss']:.3f}", f"{flat[f'lm.{run}.text_loss']:.3f}",
-        ]
-        for run in (*COMPARED, WITHOUT)
-    ]  # fmt: skip
-    equal_units = Table(
-        title="Models at equal global units",
-        columns=("model", "M params", "units", "tokens", "TFLOP", "seconds", "patch", "speech loss", "text loss"),
-        rows=models,
-        note="Losses in nats per token on held-out stories. FLOPs count the local modules too. Patch: speech tokens per unit.",
-    )
-    notes = {
-        "story endings": "Test stories by the likelier ending (mean log-probability per token). topic: words tell; hard: they do not.",
-        "facts, choice of four": "text: only ever written. interleaved: only written, but their text went through synthetic interleaving.",
-        "facts, free answers": "Greedy answers containing the right word; speech answers are read back by the tokenizer's ASR head.",
-    }
-    scores = [
-        Table(
-            title=title,
-            columns=("set, model", *(ARROWS[p] for p in PAIRS)),
-            rows=[[label, *(score(f"{prefix}.{p}") for p in PAIRS)] for label, prefix in prefixes],
-            note=notes[title] + " Intervals: 95 %, items about one fact count once.",
-        )
-        for title, prefixes in _score_rows().items()
-    ]
-    transfer = Table(
-        title="Fact transfer: with and without interleaved data",
-        columns=("facts", "measure", "question, answer", "with", "without", "difference", "95 % interval"),
-        rows=_transfer_rows(flat),
-        note=f"{WITH} against {WITHOUT} on the same items, everything else equal; paired bootstrap over facts. No recording "
-        "contains any of these facts. The first paper reports a spoken-QA score of 50.7 that falls to 2.3 without interleaving.",
-    )
-    keys = [k for k in flat if k.startswith(("tokenizer.", "text_to_token."))]
-    parts = Table(title="Tokenizer and text-to-token model", columns=("measure", "value", "meaning"), rows=[
-        [k, f"{flat[k]:.4g}" if isinstance(flat[k], float) else str(flat[k]), results.field(k).meaning] for k in keys
-    ])  # fmt: skip
-    return [("Language models", [equal_units, transfer, *scores]), ("Tokens", [parts])]
-
-
-def _transfer_rows(flat: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for group in WRITTEN_ONLY:
-        for name, measure in MEASURES.items():
-            for pair in PAIRS:
-                found = {
-                    k: flat[f"facts.{name}.{group}.{pair}.{k}"]
-                    for k in ("with", "without", "difference", "low", "high")
-                }
-                with_, without, difference, low, high = (f"{100 * x:.1f} %" for x in found.values())
-                rows.append([group, measure, ARROWS[pair], with_, without, difference, f"{low} to {high}"])
-    return rows
-
-
 def _stages(story: Story, flat: Mapping[str, Any]) -> list[Stage]:
     s = story.seconds
     documents = sum(v for k, v in flat.items() if k.startswith("shards.") and k.endswith(".documents"))
     return [
-        Stage(icon="world", name="Micro-world", made="stories, facts, speech", seconds=s["world"]),
-        Stage(icon="tokenizer", name="Speech tokenizer", made=f"WER {100 * flat['tokenizer.wer']:.1f} % at 12.5 Hz", seconds=s["tokenizer"]),
-        Stage(icon="text_to_token", name="Text-to-token", made=f"WER {100 * flat['text_to_token.wer']:.1f} %", seconds=s["text_to_token"]),
-        Stage(icon="shards", name="Shards", made=f"{documents:,} documents", seconds=s["shards"]),
-        Stage(icon="pretrain", name="Pre-training, evals", made=f"{len(COMPARED) + 1} models", seconds=s["lm"]),
-        Stage(icon="report", name="Report", made="this page"),
+        Stage(name="Micro-world", made="stories, facts, speech", seconds=s["world"]),
+        Stage(name="Speech tokenizer", made=f"WER {100 * flat['tokenizer.wer']:.1f} % at 12.5 Hz", seconds=s["tokenizer"]),
+        Stage(name="Text-to-token", made=f"WER {100 * flat['text_to_token.wer']:.1f} %", seconds=s["text_to_token"]),
+        Stage(name="Shards", made=f"{documents:,} documents", seconds=s["shards"]),
+        Stage(name="Pre-training, evals", made=f"{len(COMPARED) + 1} models", seconds=s["lm"]),
+        Stage(name="Report", made="this page"),
     ]  # fmt: skip
 
 
@@ -406,21 +293,21 @@ def _audios(world: MicroWorld, speaker: EspeakTTS, tokenizer: SupervisedTokenize
 
 
 def _facts(settings: Any, flat: Mapping[str, Any]) -> list[tuple[str, str]]:
+    run = [m for m in SCHEMA.measures if m.key.startswith("run.") and m.key in flat]
     return [
         ("command", "speechquilt story toy"),
-        ("machine", f"{os.cpu_count()} cores, {flat['run.device']}, torch {flat['run.torch']}"),
-        ("wall time", f"{flat['run.seconds']:.0f} s"),
+        *((m.key.removeprefix("run."), m.shown(flat[m.key])) for m in run),
         ("settings", json.dumps(config.to_dict(settings))),
     ]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit 1 when a promised number is missing; a missed target is printed and is no failure."""
-    flat = results.read_results(Path(arguments[0]))
-    missing = [key for key in promised_keys() if key not in flat]
+    flat = read_results(Path(arguments[0]), SCHEMA)
+    missing = [key for key in needed_keys() if key not in flat]
     for key in missing:
         print(f"missing: {key}")
-    for v in [] if missing else verdicts(flat):
+    for v in [] if missing else SCHEMA.verdicts(flat):
         print(f"{'met   ' if v.met else 'MISSED'} {v.name}: {v.value} (target {v.target})")
     return 1 if missing else 0
 
