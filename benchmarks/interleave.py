@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from speechquilt.data.interleaving.parallel import SILENCE, SpokenText, interleave_parallel, word_by_word
+from speechquilt.data.interleaving.parallel import interleave_parallel, word_by_word
 from speechquilt.text import TextTokenizer
-from speechquilt.types import Document, Modality, Segment, UnitEnd
+from speechquilt.types import SILENCE, AlignedTokens, Document, Modality, Segment, UnitEnd
 
-Interleave = Callable[[SpokenText, np.random.Generator], Document]
+Interleave = Callable[[AlignedTokens, np.random.Generator], Document]
 
 
 def plain_blocks(num_words: int, rng: np.random.Generator) -> list[tuple[Modality, int, int]]:
@@ -41,7 +41,7 @@ def plain_blocks(num_words: int, rng: np.random.Generator) -> list[tuple[Modalit
 
 
 def plain_interleave(
-    spoken: SpokenText, rng: np.random.Generator, text_encode: Callable[[str], Sequence[int]]
+    spoken: AlignedTokens, rng: np.random.Generator, text_encode: Callable[[str], Sequence[int]]
 ) -> Document:
     """The rule read token by token. Every word must have a token."""
     blocks = plain_blocks(len(spoken.words), rng)
@@ -76,7 +76,7 @@ def plain_interleave(
     return Document(id=spoken.id, source="parallel", segments=tuple(segments))
 
 
-def invented(num_documents: int, num_words: int) -> tuple[list[SpokenText], TextTokenizer]:
+def invented(num_documents: int, num_words: int) -> tuple[list[AlignedTokens], TextTokenizer]:
     """Documents of invented words, 2 to 8 tokens per word, a pause of 1 to 6 tokens after half of them."""
     rng = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "en", "i", "or", "u")]
@@ -88,11 +88,13 @@ def invented(num_documents: int, num_words: int) -> tuple[list[SpokenText], Text
         lengths_R = np.stack([rng.integers(2, 9, num_words), pause_W], axis=1).ravel()
         word_T = np.repeat(np.stack([np.arange(num_words), np.full(num_words, SILENCE)], axis=1).ravel(), lengths_R)
         ids_T = rng.integers(0, 500, len(word_T)).astype(np.int32)
-        documents.append(SpokenText(id=f"d{i}", words=words, ids_T=ids_T, word_T=word_T.astype(np.int32)))
+        documents.append(
+            AlignedTokens(id=f"d{i}", text=" ".join(words), words=words, ids_T=ids_T, word_T=word_T.astype(np.int32))
+        )
     return documents, TextTokenizer.train([" ".join(d.words) for d in documents[:50]], 2000)
 
 
-def tokens_per_s(interleave: Interleave, documents: Sequence[SpokenText], epoch: int) -> float:
+def tokens_per_s(interleave: Interleave, documents: Sequence[AlignedTokens], epoch: int) -> float:
     started = time.process_time()
     made = [interleave(spoken, np.random.default_rng([epoch, i])) for i, spoken in enumerate(documents)]
     return sum(document.num_tokens() for document in made) / (time.process_time() - started)
@@ -117,10 +119,10 @@ def main() -> None:
     documents, tokenizer = invented(args.documents, args.words)
     encode = word_by_word(tokenizer)
 
-    def plain(spoken: SpokenText, rng: np.random.Generator) -> Document:
+    def plain(spoken: AlignedTokens, rng: np.random.Generator) -> Document:
         return plain_interleave(spoken, rng, tokenizer.encode)
 
-    def vectorised(spoken: SpokenText, rng: np.random.Generator) -> Document:
+    def vectorised(spoken: AlignedTokens, rng: np.random.Generator) -> Document:
         return interleave_parallel(spoken, rng, encode)
 
     for i, spoken in enumerate(documents[:20]):  # also warms up both

@@ -16,8 +16,7 @@ import torch
 from benchmarks.interleave import plain_interleave
 from speechquilt.config import fingerprint
 from speechquilt.data.feed.pack import FIRST_SHARE, PADDING_UNITS, WORTH_A_MOVE, PackConfig
-from speechquilt.data.interleaving.parallel import SpokenText
-from speechquilt.types import IGNORE, Batch
+from speechquilt.types import IGNORE, AlignedTokens, Batch
 from speechquilt.vocab import Vocab
 
 TAU1, TAU2, PATCH_SIZE = 1 / 3, 2 / 3, 4
@@ -38,8 +37,12 @@ class PlainSource:
         if "words" not in row:
             ends = [x or [0] * len(ids) for ids, x in zip(row["ids"], row["unit_end"])]
             return list(zip(row["modality"], row["ids"], ends))
-        spoken = SpokenText(
-            id=row["id"], words=tuple(row["words"]), ids_T=np.array(row["ids"]), word_T=np.array(row["word"])
+        spoken = AlignedTokens(
+            id=row["id"],
+            text=row["text"],
+            words=tuple(row["words"]),
+            ids_T=np.array(row["ids"]),
+            word_T=np.array(row["word"]),
         )
         rng = np.random.default_rng(int(fingerprint([spoken.id, epoch, self.seed]), 16))
         segments = plain_interleave(spoken, rng, self.text_encode).segments

@@ -32,10 +32,10 @@ from speechquilt.nn.hugging_face import hugging_face_config
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.recipes import text_to_token_models
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, prompt_ids
+from speechquilt.text_to_token.examples import TextToTokenDataConfig, prompt_ids
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
-from speechquilt.types import IGNORE, SpokenSpan
+from speechquilt.types import IGNORE, AlignedTokens, SpokenSpan
 
 NUM_SPEECH = 512
 PAPER_TEXT, PAPER_SPEECH = 32_000, 16_384  # ids; the paper's codebook, spec synthetic-interleaved 2
@@ -72,11 +72,11 @@ def spoken(words: list[str], sounds: dict[str, np.ndarray]) -> AlignedTokens:
     runs = [sounds[w] for w in words]
     word_T = np.repeat(np.arange(len(words)), [len(r) for r in runs])
     return AlignedTokens(
+        id=" ".join(words),
         text=" ".join(words),
         words=tuple(words),
         ids_T=np.concatenate(runs),
-        word_of_token_T=word_T,
-        unit_end_T=np.append(word_T[1:] != word_T[:-1], True),
+        word_T=word_T,
     )
 
 

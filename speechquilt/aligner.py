@@ -89,7 +89,7 @@ class CTCAligner:
     ) -> tuple[AlignedWord, ...]:
         """`duration_s`: what the pieces last, when that is known more exactly than by their samples at the emitter's rate."""
         emitter = self.emitter
-        words = split_words(text)
+        words = words_to_align(text)
         spelling = emitter.spell([spoken_form(word.replace("’", "'")) for word in words])
         spelled_W = np.isin(np.arange(len(words)), spelling.word_L)
         if not spelled_W.any():
@@ -133,7 +133,7 @@ def num_interpolated(words: Sequence[AlignedWord]) -> int:
     return sum(word.score == 0.0 for word in words)
 
 
-def split_words(text: str) -> list[str]:
+def words_to_align(text: str) -> list[str]:
     """Whitespace-separated words with their punctuation; a sign that stands alone joins a neighbour."""
     words: list[str] = []
     lead = ""  # signs before the first word

@@ -49,6 +49,8 @@ class TextToSpeech(Protocol):
 class TextToToken(Protocol):
     """Text -> speech tokens without audio. Each result is a speech Segment's content, or a reject with its reason."""
 
+    frame_rate: float  # speech tokens per second
+
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
         """Same seed, same text, same output, whatever else is in the call."""
         ...

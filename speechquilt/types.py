@@ -18,6 +18,7 @@ import torch
 
 Modality = Literal["text", "speech"]
 IGNORE = -100  # label of a token that is not predicted
+SILENCE = -1  # word index of a speech token that belongs to no word
 Row = dict[str, Any]  # plain JSON data: one line of a table or of the input list of a job
 
 
@@ -102,6 +103,51 @@ class Segment:
             raise ValueError(
                 f"unit_end_T has {len(self.unit_end_T)} entries for {len(self.ids_T)} ids; they must match"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedTokens:
+    """One recording as speech tokens with its words.
+
+    `words` as spoken, they may carry punctuation; `ids_T` LOCAL speech ids; `word_T` the word that each token belongs to,
+    SILENCE for none, never going back. A word too short for a token of its own has none. When the words have no times,
+    `words` is the whole text alone and every token belongs to it. Raises ValueError when these do not fit together.
+    """
+
+    id: str
+    text: str
+    words: tuple[str, ...]
+    ids_T: np.ndarray
+    word_T: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.ids_T) != len(self.word_T):
+            raise ValueError(
+                f"{self.id}: {len(self.ids_T)} speech tokens but {len(self.word_T)} word indices; there must be one of each"
+            )
+        spoken = self.word_T[self.word_T != SILENCE]
+        if len(spoken) and (spoken.min() < 0 or spoken.max() >= len(self.words) or (np.diff(spoken) < 0).any()):
+            raise ValueError(
+                f"{self.id}: word_T must rise from 0 to {len(self.words) - 1} between silences ({SILENCE})"
+            )
+
+    @property
+    def unit_end_T(self) -> np.ndarray:
+        """uint8 `UnitEnd` codes: the last token of every word and of every maximal run of silence."""
+        ends_T = np.ones(len(self.word_T), dtype=bool)
+        ends_T[:-1] = self.word_T[1:] != self.word_T[:-1]
+        kind_T = np.where(self.word_T == SILENCE, UnitEnd.SILENCE, UnitEnd.WORD)
+        return np.where(ends_T, kind_T, UnitEnd.NONE).astype(np.uint8)
+
+    @property
+    def has_word_times(self) -> bool:
+        """Whether its words have times; without them it is one unit that spans all of its words, if it has any."""
+        return len(self.words) > 1 or (" " not in self.text and bool(self.text))
+
+    def segment(self, *, loss: bool = True) -> Segment:
+        """The whole recording; word ends only when its words have times."""
+        unit_end_T = self.unit_end_T if self.has_word_times else None
+        return Segment(modality="speech", ids_T=self.ids_T, unit_end_T=unit_end_T, loss=loss)
 
 
 @dataclass(frozen=True, kw_only=True)

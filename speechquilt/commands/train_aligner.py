@@ -8,7 +8,7 @@ from speechquilt.config import save
 from speechquilt.files import make_folder, write_json
 from speechquilt.stages.corpus import folder_corpus
 from speechquilt.stages.stage import SETTINGS, report, required
-from speechquilt.stages.train_aligner import OWN, RESULTS_FILE, AlignerRecipe, train_aligner
+from speechquilt.stages.train_aligner import OWN_ALIGNER, RESULTS_FILE, AlignerRecipe, train_aligner
 from speechquilt.train import distributed
 
 
@@ -24,7 +24,7 @@ class TrainAligner:
     """Folder of audio with transcripts; one recording in twenty is held out."""
     run_dir: str = "runs/aligner"
     """Folder of the run."""
-    recipe: Flat[AlignerRecipe] = OWN
+    recipe: Flat[AlignerRecipe] = OWN_ALIGNER
     """What is trained, and how."""
 
     def run(self) -> None:

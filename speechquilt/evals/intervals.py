@@ -1,10 +1,10 @@
-"""How sure a score is: accuracy with a 95 % interval, and the paired difference of two systems.
+"""How sure a score is: every 95 % interval is made here, of accuracies, of paired differences, of losses and error rates.
 
 Trap: items are not independent. Ten questions about one fact are right or wrong together, so the interval is computed
 from the number of clusters (facts, stories), not from the number of items.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -43,6 +43,16 @@ class Difference:
     """Items."""
     clusters: int
     """Distinct things that the items are about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerToken:
+    """A sum per token with its 95 % interval over `n` segments."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 def wilson(value: float, n: float) -> tuple[float, float]:
@@ -90,10 +100,41 @@ def paired_difference(
     delta_C = np.bincount(index_N, weights=delta_N, minlength=len(names))
     low, high = -1.0, 1.0
     if len(names) > 1:
-        picks_RC = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-        means_R = delta_C[picks_RC].sum(1) / sizes_C[picks_RC].sum(1)
-        low, high = (float(q) for q in np.quantile(means_R, [0.025, 0.975]))
+        low, high = _bootstrap(delta_C, sizes_C, seed, draws)
     return Difference(value=float(delta_N.mean()), low=low, high=high, n=len(correct_a), clusters=len(names))
+
+
+def per_token(sum_N: np.ndarray, tokens_N: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> PerToken:
+    """Sum of `sum_N` (nats of each segment) per token: percentile bootstrap over whole segments, seeded."""
+    low, high = _bootstrap(sum_N, tokens_N, seed, draws)
+    return PerToken(value=float(sum_N.sum() / tokens_N.sum()), low=low, high=high, n=len(sum_N))
+
+
+def rate_interval(sums: Mapping[str, int]) -> tuple[float, float]:
+    """95 % score interval of errors per word, with errors as Poisson counts that spread `d` times wider than Poisson.
+
+    `sums` over spans of words w and errors e: `spans`, `words`, `errors`, `words_squared`, `words_errors`, `errors_squared`.
+
+    Errors come in whole spans, so `d` is the variance of the summed errors, estimated between spans as for a ratio, over
+    its Poisson value; at least 1, and the mean span length when there is one span or no error to estimate it from. Unlike
+    a bootstrap it needs only sums, so shards can be added up, and it is not of width 0 without errors.
+    """
+    n, w, e = sums["spans"], sums["words"], sums["errors"]
+    rate = e / w
+    spread = w / n
+    if n > 1 and e:
+        squares = sums["errors_squared"] - 2 * rate * sums["words_errors"] + rate**2 * sums["words_squared"]
+        spread = max(1.0, n / (n - 1) * squares / e)
+    centre = rate + Z95**2 * spread / (2 * w)
+    half = Z95 * sqrt(spread * rate / w + (Z95**2 * spread / (2 * w)) ** 2)
+    return max(0.0, centre - half), centre + half
+
+
+def _bootstrap(sum_N: np.ndarray, size_N: np.ndarray, seed: int, draws: int) -> tuple[float, float]:
+    """Of sum(sum_N) / sum(size_N), where whole things (clusters, segments) are drawn again with replacement."""
+    picks_DN = np.random.default_rng(seed).integers(len(sum_N), size=(draws, len(sum_N)))
+    low, high = np.quantile(sum_N[picks_DN].sum(1) / size_N[picks_DN].sum(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _cluster_sizes(correct: Sequence[bool], cluster: Sequence[str]) -> np.ndarray:

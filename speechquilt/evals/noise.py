@@ -8,18 +8,17 @@ wrong tokens is not; so only rates of one tokenizer may be compared.
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import sqrt
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from speechquilt.counts import Counts, add_counts
 from speechquilt.data.interleaving.synthetic import split_words
-from speechquilt.evals.intervals import Z95
+from speechquilt.evals.intervals import rate_interval
 from speechquilt.evals.wer import word_errors
 
 Kind = Literal["prose", "numbers", "names", "markup", "code"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Counts = dict[str, dict[str, int]]  # kind -> what `NoiseMeter.counts` counts
 
 WAITING = 512  # spans held before they are read back
 _COUNTED = ("spans", "words", "errors", "words_squared", "words_errors", "errors_squared")
@@ -103,7 +102,7 @@ class NoiseMeter:
     def counts(self) -> Counts:
         """What was added so far: per kind that occurred the sums over spans of 1, words w, errors e, w^2, we and e^2."""
         self._read()
-        return add_counts(self._counts, {})
+        return sorted_kinds(self._counts)
 
     def _read(self) -> None:
         waiting = sorted(self._waiting, key=lambda span: len(span[2]))  # equal lengths together: little padding
@@ -116,12 +115,9 @@ class NoiseMeter:
             self._counts = add_counts(self._counts, {kind: dict(zip(_COUNTED, values))})
 
 
-def add_counts(a: Mapping[str, Mapping[str, int]], b: Mapping[str, Mapping[str, int]]) -> Counts:
-    """The counts of two disjoint sets of spans together, kinds in the order of `KINDS`."""
-    kinds = sorted({*a, *b}, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
-    return {
-        kind: {key: a.get(kind, {}).get(key, 0) + b.get(kind, {}).get(key, 0) for key in _COUNTED} for kind in kinds
-    }
+def sorted_kinds(counts: Counts) -> Counts:
+    """The same counts with the kinds in the order of `KINDS`."""
+    return dict(sorted(counts.items(), key=lambda item: KINDS.index(item[0])))
 
 
 def report(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
@@ -139,24 +135,6 @@ def _rate(of_kind: Mapping[str, int]) -> dict[str, float]:
     low, high = rate_interval(of_kind)
     wer = of_kind["errors"] / of_kind["words"]
     return {"wer": wer, "low": low, "high": high, "spans": of_kind["spans"], "words": of_kind["words"]}
-
-
-def rate_interval(of_kind: Mapping[str, int]) -> tuple[float, float]:
-    """95 % score interval of errors per word, with errors as Poisson counts that spread `d` times wider than Poisson.
-
-    Errors come in whole spans, so `d` is the variance of the summed errors, estimated between spans as for a ratio, over
-    its Poisson value; at least 1, and the mean span length when there is one span or no error to estimate it from. Unlike
-    a bootstrap it needs only sums, so shards can be added up, and it is not of width 0 without errors.
-    """
-    n, w, e = of_kind["spans"], of_kind["words"], of_kind["errors"]
-    rate = e / w
-    spread = w / n
-    if n > 1 and e:
-        squares = of_kind["errors_squared"] - 2 * rate * of_kind["words_errors"] + rate**2 * of_kind["words_squared"]
-        spread = max(1.0, n / (n - 1) * squares / e)
-    centre = rate + Z95**2 * spread / (2 * w)
-    half = Z95 * sqrt(spread * rate / w + (Z95**2 * spread / (2 * w)) ** 2)
-    return max(0.0, centre - half), centre + half
 
 
 def _spaced(text: str) -> str:

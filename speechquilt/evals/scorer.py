@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from speechquilt.evals.measures import Measure
+from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import LanguageModel, Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
@@ -77,7 +78,7 @@ class Scorer:
             laid_out.append(self._lay_out((*prompt, continuation)))
         results: list[LogLikelihood] = [LogLikelihood(0.0, 0)] * len(laid_out)
         with _evaluating(self.model):
-            for rows in _by_length([len(x.ids_T) for x in laid_out], self.max_rows):
+            for rows in longest_first([len(x.ids_T) for x in laid_out], rows=self.max_rows):
                 counts = [len(requests[i][1].ids_T) for i in rows]
                 sums = self._score([laid_out[i] for i in rows], counts)
                 for i, value, count in zip(rows, sums, counts):
@@ -119,7 +120,7 @@ class Scorer:
             starts.append(ids_T if same else np.append(ids_T, self.vocab.marker(modality)))
         answers: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(starts)
         with _evaluating(self.model):
-            for rows in _by_length([len(x) for x in starts], self.max_rows):
+            for rows in longest_first([len(x) for x in starts], rows=self.max_rows):
                 draws = [torch.Generator().manual_seed(_row_seed(seed, i)) for i in rows] if temperature else []
                 new = self._decode([starts[i] for i in rows], modality, max_tokens, temperature, draws)
                 for i, ids in zip(rows, new):
@@ -231,13 +232,6 @@ def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:
             segment = Segment(modality=segment.modality, ids_T=ids_T, unit_end_T=ends)
         joined.append(segment)
     return tuple(joined)
-
-
-def _by_length(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `max_rows` of similar length, longest first: too little memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), max_rows):
-        yield order[start : start + max_rows]
 
 
 def _choose(logits_BV: torch.Tensor, temperature: float, draws: Sequence[torch.Generator]) -> list[int]:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 
 from speechquilt import config
+from speechquilt.counts import Counts, add_counts
 from speechquilt.data.shards.parquet import MANIFEST, REJECTS, ItemWriter, ShardInfo, is_complete
 from speechquilt.files import replacing, write_json
 from speechquilt.jobs.progress import LOOK_EVERY_S, Progress
@@ -40,7 +41,6 @@ _JOB, _ITEMS, _PARTS = "job.json", "items.parquet", "parts"
 
 TaskFunction = Callable[[Sequence[Row], "TaskWriter"], None]
 Tell = Callable[[float, float], None]  # (items done, or the part of one, and the amount of work in them)
-Counts = dict[str, Any]  # names -> whole numbers, or again such counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,12 +417,6 @@ def _merge_stats(job: Job) -> None:
             total = add_counts(total, counts)
             lines.write(json.dumps({"shard": _shard_name(number), **counts}).encode() + b"\n")
     write_json(job.folder / STATS, job.summarise(total))
-
-
-def add_counts(a: Mapping[str, Any], b: Mapping[str, Any]) -> Counts:
-    """Number by number, however deep they lie; a name that one side lacks counts as nothing there."""
-    added = {k: add_counts(a.get(k, {}), v) if isinstance(v, Mapping) else a.get(k, 0) + v for k, v in b.items()}
-    return {**a, **added}
 
 
 def _shard_name(number: int) -> str:

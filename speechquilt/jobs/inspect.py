@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from speechquilt.data.interleaving.parallel import SILENCE, SpokenText
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder, open_shards
 from speechquilt.evals import noise
@@ -26,10 +23,9 @@ from speechquilt.reports.spoken_runs import count_words, said, span_texts, units
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.tokenizer.loading import load
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.types import Document, Segment
+from speechquilt.types import SILENCE, AlignedTokens, Document, Segment
 
 SAMPLES, PAGE_SAMPLES = 3, 12
-_ROWS = 256  # documents in memory at once
 
 
 def inspect(
@@ -68,32 +64,16 @@ def inspect(
 
 def read(
     folder: ShardFolder | SpokenFolder, samples: int
-) -> tuple[Statistics, list[tuple[Document | SpokenText, str]]]:
+) -> tuple[Statistics, list[tuple[Document | AlignedTokens, str]]]:
     """One pass over the folder: statistics of all documents, and `samples` of them, evenly spaced, with their texts."""
     wanted = set(np.linspace(0, len(folder) - 1, min(samples, len(folder)), dtype=int).tolist())
     statistics, chosen = Statistics(), []
-    for i, (item, text) in enumerate(items(folder)):
+    items: Iterator[tuple[Document | AlignedTokens, str]] = folder.with_texts()
+    for i, (item, text) in enumerate(items):
         statistics.add(_whole(item), text)
         if i in wanted:
             chosen.append((item, text))
     return statistics, chosen
-
-
-def items(folder: ShardFolder | SpokenFolder) -> Iterator[tuple[Document | SpokenText, str]]:
-    """All items with their texts, in order, a few at a time: memory does not grow with the folder.
-
-    Raises ValueError naming a damaged shard.
-    """
-    for shard in folder.manifest["shards"]:
-        path = folder.folder / shard["file"]
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(_ROWS):
-                row = folder.kind.open({name: batch.column(name) for name in batch.schema.names})
-                for i, text in enumerate(batch.column("text")):
-                    yield row(i), text.as_py()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            what = str(error).splitlines()[0]
-            raise ValueError(f"{path} is damaged ({what}); delete its folder and run the stage that made it") from error
 
 
 class _Reader:
@@ -180,7 +160,7 @@ def _hours(seconds: float | None) -> str:
     return "" if seconds is None else f" ({seconds / 3600:.2f} hours)"
 
 
-def _print_sample(item: Document | SpokenText, text: str) -> None:
+def _print_sample(item: Document | AlignedTokens, text: str) -> None:
     document = _whole(item)
     print(f"\n{document.id} ({document.source})\n  {text}")
     for segment in document.segments:
@@ -193,11 +173,13 @@ def _shown(segment: Segment) -> str:
     return " ".join(f"{i}|" if end else str(i) for i, end in zip(segment.ids_T.tolist(), ends_T.tolist()))
 
 
-def _whole(item: Document | SpokenText) -> Document:
-    return Document(id=item.id, source="parallel", segments=(item.segment(),)) if isinstance(item, SpokenText) else item
+def _whole(item: Document | AlignedTokens) -> Document:
+    return (
+        Document(id=item.id, source="parallel", segments=(item.segment(),)) if isinstance(item, AlignedTokens) else item
+    )
 
 
-def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> Sample:
+def _sample(item: Document | AlignedTokens, text: str, reader: _Reader | None) -> Sample:
     """One document for the page: its runs with their words, as far as they can be known."""
     document = _whole(item)
     speech = [segment.ids_T for segment in document.segments if segment.modality == "speech"]
@@ -208,7 +190,7 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
         if segment.modality == "text":
             runs.append(Run(modality="text", text=own, num_tokens=len(segment.ids_T)))
         else:
-            words = _heard_words(item) if isinstance(item, SpokenText) else said(spoken, text, count_words(segment))
+            words = _heard_words(item) if isinstance(item, AlignedTokens) else said(spoken, text, count_words(segment))
             units = units_of(segment, words)
             runs.append(
                 Run(modality="speech", text=spoken, num_tokens=len(segment.ids_T), units=units, heard=next(heard))
@@ -216,6 +198,6 @@ def _sample(item: Document | SpokenText, text: str, reader: _Reader | None) -> S
     return Sample(id=document.id, source=document.source, text=text, runs=runs)
 
 
-def _heard_words(item: SpokenText) -> list[str]:
+def _heard_words(item: AlignedTokens) -> list[str]:
     """The words that have tokens; a very short one may have none."""
     return [item.words[k] for k in np.unique(item.word_T[item.word_T != SILENCE]).tolist()]

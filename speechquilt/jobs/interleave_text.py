@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from speechquilt import config
+from speechquilt.counts import Counts
 from speechquilt.data.interleaving import synthetic
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleavePlan, InterleaveStats
 from speechquilt.data.shards.documents import ShardWriter
@@ -28,9 +29,10 @@ from speechquilt.data.sources.text_files import TextReader
 from speechquilt.evals import noise
 from speechquilt.evals.noise import NoiseMeter
 from speechquilt.jobs import bulk
-from speechquilt.jobs.bulk import Counts, Output, TaskWriter
+from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.tokenize_audio import Device, DType, device_of, num_workers
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.stages.training_documents import shard_info, speak_spans
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
@@ -132,7 +134,10 @@ class InterleaveTask:
         tally = _Tally()
         if self.ear:
             tally.noise = NoiseSample(
-                NoiseMeter(self.ear), self.work.settings.noise_sample, self.engine.tokenizer.encode
+                NoiseMeter(self.ear),
+                self.work.settings.noise_sample,
+                self.engine.tokenizer.encode,
+                self.engine.frame_rate,
             )
         for item in items:
             told = 0.0
@@ -168,7 +173,9 @@ class InterleaveTask:
         encode = self.engine.tokenizer.encode
         num_tokens = 0
         for planned, spans in zip(batch, speak_spans([p.plan for p in batch], self.engine)):
-            document = synthetic.assemble(planned.plan, spans, encode, stats=tally.stats)
+            document = synthetic.assemble(
+                planned.plan, spans, encode, frame_rate=self.engine.frame_rate, stats=tally.stats
+            )
             out.write(SHARDS, document, planned.text)
             num_tokens += document.num_tokens()
             if tally.noise:
@@ -182,15 +189,21 @@ class NoiseSample:
     A span is drawn by its document, pass and place alone, so a task that is done again reads the same spans.
     """
 
-    def __init__(self, meter: NoiseMeter, share: float, text_encode: Callable[[str], Sequence[int]]) -> None:
-        self.meter, self.share, self.text_encode = meter, share, text_encode
+    def __init__(
+        self,
+        meter: NoiseMeter,
+        share: float,
+        text_encode: Callable[[str], Sequence[int]],
+        frame_rate: float = USUAL_RATE,
+    ) -> None:
+        self.meter, self.share, self.text_encode, self.frame_rate = meter, share, text_encode, frame_rate
         self.num_taken = 0
         self._order = count()
         self._spare: list[tuple[float, int, tuple[str, str, np.ndarray]]] = []  # heap, the largest draw first
 
     def add(self, plan: InterleavePlan, spans: Sequence[SpokenSpan]) -> None:
         for k, (written, spoken, span) in enumerate(zip(plan.spans, plan.spoken_spans, spans)):
-            if synthetic.reject_reason(span, len(self.text_encode(spoken))):
+            if synthetic.reject_reason(span, len(self.text_encode(spoken)), self.frame_rate):
                 continue  # `assemble` leaves it as text, so its noise is nobody's
             draw = np.random.default_rng([plan.seed, k]).random()
             if draw < self.share:
@@ -199,7 +212,7 @@ class NoiseSample:
                 push = heapq.heappush if len(self._spare) < NOISE_AT_LEAST else heapq.heappushpop
                 push(self._spare, (-draw, next(self._order), (written, spoken, span.ids_T)))
 
-    def counts(self) -> noise.Counts:
+    def counts(self) -> Counts:
         """To be called once, at the end of the task."""
         for _, _, span in sorted(self._spare, reverse=True)[: max(0, NOISE_AT_LEAST - self.num_taken)]:
             self._take(*span)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from speechquilt.data.shards.documents import ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
@@ -27,14 +26,14 @@ from speechquilt.data.sources.audio_files import BrokenAudio, End, Piece
 from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
+from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
-from speechquilt.stages.encode import with_words
+from speechquilt.stages.encode import aligned_tokens, encode_batch
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.tokenizer import loading
 from speechquilt.tokenizer.token_encoder import TokenEncoder
-from speechquilt.types import Document, Row, Segment, Utterance, Waveform
+from speechquilt.types import AlignedTokens, Document, Row, Segment, Utterance, Waveform
 
 CPU_BATCH_SECONDS = 24.0  # more leaves the caches of a core (benchmarks/bulk_tokenize.py --batch-seconds)
 CUDA_BATCH_SECONDS = 1920.0  # 64 windows of 30 s
@@ -127,24 +126,24 @@ class TokenizeTask:
         try:
             if end.reject:
                 raise BrokenAudio(end.reject)
-            tokens = _with_words(item, ids_T, self.tokenizer.frame_rate)
+            tokens = _aligned_tokens(item, ids_T, self.tokenizer.frame_rate)
         except BrokenAudio as error:
             out.reject(item["id"], str(error))
         else:
-            self._write_documents(item["id"], tokens, out)
+            self._write_documents(tokens, out)
 
-    def _write_documents(self, id: str, tokens: AlignedTokens, out: TaskWriter) -> None:
+    def _write_documents(self, tokens: AlignedTokens, out: TaskWriter) -> None:
         if not tokens.text:
             segment = Segment(modality="speech", ids_T=tokens.ids_T)  # where its units end is unknown
-            out.write("speech", Document(id=id, source="speech", segments=(segment,)))
+            out.write("speech", Document(id=tokens.id, source="speech", segments=(segment,)))
             return
-        for document, text in speech_documents([id], [tokens]):
+        for document, text in speech_documents([tokens]):
             out.write("speech", document, text)
         if self.text_tokenizer is not None:
             for task in ("asr", "tts"):
-                for document, text in pair_documents(task, [id], [tokens], self.text_tokenizer):
+                for document, text in pair_documents(task, [tokens], self.text_tokenizer):
                     out.write(task, document, text)
-        for spoken, text in spoken_texts([id], [tokens]):
+        for spoken, text in spoken_texts([tokens]):
             out.write("parallel", spoken, text)
 
 
@@ -231,17 +230,10 @@ class _PoolEncoder:
     def _encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waves -> their ids, in the order given; longest first, so that rows of a batch are of one length."""
         result: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(waves)
-        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
-        first = 0
-        while first < len(order):
-            rows = order[first : first + max(1, self.batch_samples // len(waves[order[first]]))]
-            num_samples_B = torch.tensor([len(waves[i]) for i in rows])
-            wav_BS = pad_sequence([torch.from_numpy(waves[i]) for i in rows], batch_first=True)
-            with computing_in(self.dtype, self.device):
-                ids_BT, num_tokens_B = self.tokenizer.encode(wav_BS.to(self.device), num_samples_B.to(self.device))
-            for i, ids_T, num_tokens in zip(rows, ids_BT.cpu().numpy(), num_tokens_B.tolist()):
-                result[i] = ids_T[:num_tokens].astype(np.int32)
-            first += len(rows)
+        with computing_in(self.dtype, self.device):
+            for rows in longest_first([len(samples_S) for samples_S in waves], budget=self.batch_samples):
+                for i, ids_T in zip(rows, encode_batch(self.tokenizer, [waves[i] for i in rows], self.device)):
+                    result[i] = ids_T
         return result
 
     def _step(self, file: int, samples_S: np.ndarray, *, final: bool) -> np.ndarray:
@@ -263,13 +255,13 @@ def _pools(events: Iterable[Piece | End], pool_samples: int) -> Iterator[list[Pi
     yield pool
 
 
-def _with_words(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+def _aligned_tokens(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
     """Raises BrokenAudio when its words do not fit."""
     words = audio_files.words_of(item)
     text = item["text"] or " ".join(word.text for word in words)
     nothing = Waveform(samples_S=np.zeros(0, dtype=np.float32), sample_rate=1)  # the samples are not needed any more
     try:
-        return with_words(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
+        return aligned_tokens(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
     except ValueError as error:
         raise BrokenAudio("its word times are not in order") from error
 

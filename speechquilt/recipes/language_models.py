@@ -12,7 +12,7 @@ from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.recipes.mixtures import PRESETS as MIXTURES
+from speechquilt.recipes.mixtures import MIXTURES
 from speechquilt.stages.cost import DataPlan, PaperRun
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.train.trainer import TrainConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from speechquilt.config import nearest
 from speechquilt.recipes import defaults
 
-PRESETS: Mapping[str, Mapping[str, float]] = {
+MIXTURES: Mapping[str, Mapping[str, float]] = {
     "toy": defaults.WEIGHTS,
     # Spec synthetic-interleaved 6.1, reading A (our default) and B of numbers that do not add up. How the 3.0 and 1.4 % of
     # supervised data divide over the two directions is not said; half each.
@@ -29,9 +29,9 @@ def weights_of(mixture: str, weights: Mapping[str, float], sources: Iterable[str
     sources = list(sources)
     if not mixture:
         return _named(weights, sources)
-    if mixture not in PRESETS:
-        raise ValueError(f"mixture={mixture!r} is not a preset; {nearest(mixture, list(PRESETS))}")
-    preset = PRESETS[mixture]
+    if mixture not in MIXTURES:
+        raise ValueError(f"mixture={mixture!r} is not a preset; {nearest(mixture, list(MIXTURES))}")
+    preset = MIXTURES[mixture]
     if weights != defaults.WEIGHTS:  # what nobody has set is no contradiction
         raise ValueError(f"mixture={mixture!r} and weights={dict(weights)} both say the shares; give one of the two")
     if unknown := sorted(set(sources) - set(preset)):

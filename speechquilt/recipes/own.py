@@ -20,8 +20,7 @@ from speechquilt.stages.align_corpus import align_corpus, aligned_corpus
 from speechquilt.stages.corpus import Corpus, folder_corpus
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story, required
-from speechquilt.stages.train_aligner import OWN as OWN_ALIGNER
-from speechquilt.stages.train_aligner import AlignerRecipe
+from speechquilt.stages.train_aligner import OWN_ALIGNER, AlignerRecipe
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
@@ -31,7 +30,6 @@ from speechquilt.stages.training_documents import (
     pair_documents,
     shard_info,
     speech_documents,
-    speech_segment,
     spoken_texts,
     text_documents,
     text_segment,
@@ -170,7 +168,14 @@ def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokeni
     return stages.stage(
         "lm/lm",
         settings.lm,
-        lambda folder: train_lm(settings.lm, shards, text_tokenizer_of(tokenizer), folder, "lm"),
+        lambda folder: train_lm(
+            settings.lm,
+            shards,
+            text_tokenizer_of(tokenizer),
+            folder,
+            "lm",
+            tokenizer_dir=stages.run_dir / "tokenizer",
+        ),
         what="a speech-text language model",
     )
 
@@ -183,15 +188,14 @@ def speech_shards(
         raise ValueError(f"nothing to tokenize: all {len(rejects)} recordings were rejected, {rejects[0].reason}")
     text_tokenizer = text_tokenizer_of(tokenizer)
     tokens = encode_utterances(tokenizer, utterances)
-    ids = [u.id for u in utterances]
-    named = [(id, t) for id, t in zip(ids, tokens) if t.text]
+    named = [t for t in tokens if t.text]
     vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
     info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, stage="tokenize")
-    write_documents(folder / "speech", info, [*speech_documents(ids, tokens), *rejects])
+    write_documents(folder / "speech", info, [*speech_documents(tokens), *rejects])
     for task in ("asr", "tts") if named else ():
-        documents = pair_documents(task, [id for id, _ in named], [t for _, t in named], text_tokenizer)
+        documents = pair_documents(task, named, text_tokenizer)
         write_documents(folder / task, info, documents)
-    if recordings := list(spoken_texts([id for id, _ in named], [t for _, t in named])):
+    if recordings := list(spoken_texts(named)):
         write_spoken(folder / "parallel", info, recordings)
 
 
@@ -219,6 +223,6 @@ def _interleaved_shards(
 
 def _held_out_loss(lm_dir: Path, held_out: Sequence[Utterance], tokenizer: SupervisedTokenizer) -> dict[str, Any]:
     scorer, _ = load_scorer(lm_dir)
-    speech = [speech_segment(t) for t in encode_utterances(tokenizer, held_out)]
+    speech = [t.segment() for t in encode_utterances(tokenizer, held_out)]
     text = [text_segment(text_tokenizer_of(tokenizer), u.text) for u in held_out]
     return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speechquilt import audio
 from speechquilt.data.interleaving.parallel import tokens_of_words
+from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.types import Utterance, Waveform
+from speechquilt.types import AlignedTokens, Utterance, Waveform
 
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
 PROGRESS_FROM_S = 600  # audio that takes long enough to be worth a progress bar
@@ -29,50 +30,43 @@ def encode_all(
     what: str = "tokenize",
 ) -> list[np.ndarray]:
     """Waveforms at the tokenizer's rate -> int32 ids each, in the order given; longest first, so memory fails early."""
-    order = sorted(range(len(waves)), key=lambda i: -len(waves[i].samples_S))
     result: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(waves)
     total_s = round(sum(w.duration_s for w in waves))
     progress = tqdm(total=total_s, desc=what, unit="s audio", mininterval=5.0, disable=total_s < PROGRESS_FROM_S)
-    first = 0
-    while first < len(order):
-        longest = max(waves[order[first]].duration_s, 1e-3)
-        rows = [waves[i] for i in order[first : first + max(1, int(batch_seconds / longest))]]
-        num_samples_B = torch.tensor([len(w.samples_S) for w in rows])
-        wav_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w.samples_S) for w in rows], batch_first=True)
-        ids_BT, num_tokens_B = tokenizer.encode(wav_BS, num_samples_B)
-        for i, ids_T, n in zip(order[first:], ids_BT.cpu().numpy(), num_tokens_B.tolist()):
-            result[i] = ids_T[:n].astype(np.int32)
-        first += len(rows)
-        progress.update(round(sum(w.duration_s for w in rows)))
+    for rows in longest_first([w.duration_s for w in waves], budget=batch_seconds):
+        for i, ids_T in zip(rows, encode_batch(tokenizer, [waves[i].samples_S for i in rows])):
+            result[i] = ids_T
+        progress.update(round(sum(waves[i].duration_s for i in rows)))
     progress.close()
     return result
+
+
+def encode_batch(
+    tokenizer: SpeechTokenizer, waves: Sequence[np.ndarray], device: torch.device | str = "cpu"
+) -> list[np.ndarray]:
+    """Samples at the tokenizer's rate, as one padded batch on `device` -> int32 ids of each."""
+    num_samples_B = torch.tensor([len(samples_S) for samples_S in waves])
+    wav_BS = pad_sequence([torch.from_numpy(samples_S) for samples_S in waves], batch_first=True)
+    ids_BT, num_tokens_B = tokenizer.encode(wav_BS.to(device), num_samples_B.to(device))
+    return [ids_T[:n].astype(np.int32) for ids_T, n in zip(ids_BT.cpu().numpy(), num_tokens_B.tolist())]
 
 
 def encode_utterances(tokenizer: SpeechTokenizer, utterances: Sequence[Utterance]) -> list[AlignedTokens]:
     """Utterances at any rate -> tokens with their words. Without word times the whole utterance is one unit."""
     waves = [audio.resample(u.audio, tokenizer.sample_rate) for u in utterances]
-    return [with_words(u, ids_T, tokenizer.frame_rate) for u, ids_T in zip(utterances, encode_all(tokenizer, waves))]
+    return [
+        aligned_tokens(u, ids_T, tokenizer.frame_rate) for u, ids_T in zip(utterances, encode_all(tokenizer, waves))
+    ]
 
 
-def with_words(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
-    """Give each token its word (-1 in silence) by the utterance's word times."""
-    if not utterance.alignment:
-        ends_T = (np.arange(len(ids_T)) == len(ids_T) - 1).astype(np.uint8)
-        return AlignedTokens(
-            text=utterance.text,
-            words=(utterance.text,),
-            ids_T=ids_T,
-            word_of_token_T=np.zeros(len(ids_T), dtype=np.int64),
-            unit_end_T=ends_T,
-        )
-    places = tokens_of_words(utterance.alignment, len(ids_T), frame_rate)
-    return AlignedTokens(
-        text=utterance.text,
-        words=tuple(w.text for w in utterance.alignment),
-        ids_T=ids_T,
-        word_of_token_T=places.word_T,
-        unit_end_T=places.unit_end_T,
-    )
+def aligned_tokens(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+    """Give each token its word (SILENCE for none) by the utterance's word times."""
+    words: tuple[str, ...] = (utterance.text,)
+    word_T = np.zeros(len(ids_T), dtype=np.int64)
+    if utterance.alignment:
+        words = tuple(w.text for w in utterance.alignment)
+        word_T = tokens_of_words(utterance.alignment, len(ids_T), frame_rate)
+    return AlignedTokens(id=utterance.id, text=utterance.text, words=words, ids_T=ids_T, word_T=word_T)
 
 
 def text_tokenizer_of(tokenizer: SupervisedTokenizer) -> TextTokenizer:

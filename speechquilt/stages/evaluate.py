@@ -11,7 +11,7 @@ from speechquilt import audio
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
 from speechquilt.files import write_json
 from speechquilt.stages.encode import encode_all, text_tokenizer_of
-from speechquilt.stages.train_lm import load_scorer
+from speechquilt.stages.train_lm import TOKENIZER_DIR, load_scorer, tokenizer_folder
 from speechquilt.stages.training_documents import text_segment
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Segment
@@ -20,12 +20,12 @@ from speechquilt.types import Segment
 def evaluate(lm: Path, items: Path, out: Path | None) -> None:
     """`speechquilt eval`: choice items whose parts are text or audio."""
     scorer, run = load_scorer(lm)
-    tokenizer_dir = lm / "tokenizer" if (lm / "tokenizer").is_dir() else lm.parent.parent / "tokenizer"
+    tokenizer_dir = tokenizer_folder(lm, run)
     tokenizer = SupervisedTokenizer.load(tokenizer_dir)
     if tokenizer.fingerprint != run.speech_fingerprint:
         raise ValueError(
             f"{tokenizer_dir} has fingerprint {tokenizer.fingerprint}, {lm} was trained on {run.speech_fingerprint}; "
-            f"put the tokenizer that made its shards into {lm / 'tokenizer'}"
+            f"put the tokenizer that made its shards into {lm / TOKENIZER_DIR}"
         )
     task = ChoiceTask(name=items.stem, version=1, items=list(_items(items, tokenizer)))
     found = task.run(scorer)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from speechquilt import audio
-from speechquilt import config as configs
 from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
+from speechquilt.config import load, to_dict
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.files import write_json
@@ -69,7 +69,7 @@ class AlignerRecipe:
     """
 
 
-OWN = AlignerRecipe(fit_window=True)
+OWN_ALIGNER = AlignerRecipe(fit_window=True)
 """For recordings whose lengths nobody knows beforehand."""
 
 
@@ -141,7 +141,7 @@ def train_aligner(
     shift = measure_shift(CTCAligner(model), timed)
     if distributed.rank() == 0:
         model.save(folder)
-        write_json(folder / SHIFT_FILE, configs.to_dict(shift))
+        write_json(folder / SHIFT_FILE, to_dict(shift))
     return {
         "aligner.steps": recipe.train.steps,
         "aligner.parameters": sum(p.numel() for p in model.parameters()),
@@ -184,7 +184,7 @@ def load_aligner(folder: str | Path, device: str = "cpu") -> CTCAligner:
             f"{path} is missing; give the folder of an aligner, a tokenizer or a Wav2Vec2ForCTC model"
         )
     keys = json.loads(path.read_text())
-    shift = configs.load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
+    shift = load(BoundaryShift, folder / SHIFT_FILE) if (folder / SHIFT_FILE).is_file() else BoundaryShift()
     if "model_type" in keys:
         return CTCAligner(Wav2Vec2Emitter(folder, device=device), shift)
     if "alphabet" in keys:

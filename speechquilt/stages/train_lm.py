@@ -6,6 +6,7 @@ Trap: a run folder remembers its patcher and vocabulary in `run.json`, and its s
 without them cannot be used.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 BPE_FILE = "speech_bpe.json"
+TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
+STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
 
 MEASURES = (
@@ -136,6 +139,8 @@ class LMRun:
     """Number of BPE pieces that the model reads instead of speech tokens; None when it reads the tokens."""
     bpe_fingerprint: str = ""
     """Of the BPE that makes the pieces; "" without one."""
+    tokenizer: str = ""
+    """The speech tokenizer's folder, seen from the run's; "" when it was not noted (`tokenizer_folder`)."""
 
     @property
     def vocab(self) -> Vocab:
@@ -187,11 +192,12 @@ def train_lm(
     folder: Path,
     name: str,
     *,
+    tokenizer_dir: Path | None = None,
     map_shards: bool = False,
 ) -> dict[str, Any]:
     """Train on the sources of `shards` that have a weight; save to `folder`; return flat results (`lm.<name>.*`).
 
-    `map_shards`: see `open_data`.
+    `tokenizer_dir`: the speech tokenizer, whose place is noted for `tokenizer_folder`. `map_shards`: see `open_data`.
     Counts in the results: `units` are what the global model steps over (with `speech_pieces`, pieces); `tokens` and
     `speech_tokens` are base tokens for every kind of run.
     Raises ValueError when the shards were made with different tokenizers, or with another than `text_tokenizer`.
@@ -221,7 +227,8 @@ def train_lm(
             checkpoint.load_model(folder, model)
         saving.save(model.eval().to("cpu"), folder)
         text_tokenizer.save(folder / "text_tokenizer.json")
-        config.save(data.run, folder / "run.json")
+        where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
+        config.save(replace(data.run, tokenizer=where), folder / "run.json")
     return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
 
 
@@ -300,6 +307,12 @@ def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
             "put the file of its own run back"
         )
     return PiecedScorer(model, run.vocab, patcher, bpe), run
+
+
+def tokenizer_folder(lm: Path, run: LMRun) -> Path:
+    """The speech tokenizer behind a trained model: inside its folder, or where its run says."""
+    inside, noted = lm / TOKENIZER_DIR, lm / (run.tokenizer or STORY_TOKENIZER)
+    return inside if inside.is_dir() else Path(os.path.normpath(noted))
 
 
 def _speech_bpe(

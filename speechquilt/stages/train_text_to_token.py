@@ -19,12 +19,12 @@ from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.boundaries import Spoken, place_units
-from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig
+from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
-from speechquilt.types import UnitEnd, Utterance
+from speechquilt.types import AlignedTokens, UnitEnd, Utterance
 
 BOUNDARY_UTTERANCES = 64  # enough for some hundred words, seconds on one core
 SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spec 1 section 4
@@ -88,6 +88,7 @@ def train_text_to_token(
         num_speech=tokenizer.vocab_size,
         llama=recipe.llama,
         cue="word" if aligned else "text",
+        frame_rate=tokenizer.frame_rate,
     )
     model = config.build(recipe.train.seed)
     loader = recipe.data.build(encode_utterances(tokenizer, aligned or train), text_tokenizer, model.vocab)
@@ -158,7 +159,7 @@ def measure_boundaries(
 
 def _grid_errors(tokens: AlignedTokens, utterance: Utterance, token_ms: float) -> list[float]:
     """Distance of each word's end from the end of its last token, for the words that have one."""
-    last = {int(word): t for t, word in enumerate(tokens.word_of_token_T) if word >= 0}
+    last = {int(word): t for t, word in enumerate(tokens.word_T) if word >= 0}
     return [abs((t + 1) * token_ms - 1000 * utterance.alignment[word].end_s) for word, t in last.items()]
 
 

@@ -13,15 +13,13 @@ from tqdm import tqdm
 
 from speechquilt import config
 from speechquilt.data.interleaving import synthetic
-from speechquilt.data.interleaving.parallel import SpokenText
 from speechquilt.data.shards.documents import ShardWriter
 from speechquilt.data.shards.parquet import Item, ItemWriter, ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
 from speechquilt.evals.measures import Measure
 from speechquilt.protocols import TextToToken
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
-from speechquilt.types import Document, Reject, Segment, SpokenSpan, TextDocument
+from speechquilt.types import AlignedTokens, Document, Reject, Segment, SpokenSpan, TextDocument
 from speechquilt.vocab import Vocab
 
 INSTRUCTIONS = {"asr": "transcribe:", "tts": "say:"}
@@ -57,7 +55,7 @@ def write_documents(
     return _write(ShardWriter(folder, info, overwrite=True), documents)
 
 
-def write_spoken(folder: Path, info: ShardInfo, spoken: Iterable[tuple[SpokenText, str]]) -> dict[str, int]:
+def write_spoken(folder: Path, info: ShardInfo, spoken: Iterable[tuple[AlignedTokens, str]]) -> dict[str, int]:
     """Write what a run will interleave at load time, as `write` does. These shards hold no text tokens."""
     return _write(SpokenWriter(folder, replace(info, num_text=0, text_fingerprint=""), overwrite=True), spoken)
 
@@ -78,33 +76,28 @@ def text_documents(texts: Iterable[TextDocument], tokenizer: TextTokenizer) -> I
         yield Document(id=text.id, source="text", segments=(text_segment(tokenizer, text.text),)), text.text
 
 
-def speech_documents(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[Document, str]]:
-    for id, tokens in zip(ids, spoken):
-        yield Document(id=id, source="speech", segments=(speech_segment(tokens),)), tokens.text
+def speech_documents(spoken: Iterable[AlignedTokens]) -> Iterable[tuple[Document, str]]:
+    for tokens in spoken:
+        yield Document(id=tokens.id, source="speech", segments=(tokens.segment(),)), tokens.text
 
 
 def pair_documents(
-    task: str, ids: Iterable[str], spoken: Iterable[AlignedTokens], tokenizer: TextTokenizer
+    task: str, spoken: Iterable[AlignedTokens], tokenizer: TextTokenizer
 ) -> Iterable[tuple[Document, str]]:
     """`task` "asr": instruction, speech -> text; "tts": instruction and text -> speech. Loss on the target alone."""
-    for id, tokens in zip(ids, spoken):
+    for tokens in spoken:
         if task == "asr":
-            context = [text_segment(tokenizer, INSTRUCTIONS["asr"], loss=False), speech_segment(tokens, loss=False)]
+            context = [text_segment(tokenizer, INSTRUCTIONS["asr"], loss=False), tokens.segment(loss=False)]
             target = text_segment(tokenizer, tokens.text)
         else:
             context = [text_segment(tokenizer, f"{INSTRUCTIONS['tts']} {tokens.text}", loss=False)]
-            target = speech_segment(tokens)
-        yield Document(id=f"{task}/{id}", source=task, segments=(*context, target)), tokens.text
+            target = tokens.segment()
+        yield Document(id=f"{task}/{tokens.id}", source=task, segments=(*context, target)), tokens.text
 
 
-def spoken_texts(ids: Iterable[str], spoken: Iterable[AlignedTokens]) -> Iterable[tuple[SpokenText, str]]:
+def spoken_texts(spoken: Iterable[AlignedTokens]) -> Iterable[tuple[AlignedTokens, str]]:
     """What parallel interleaving cuts into blocks: the recordings whose words have times."""
-    for id, tokens in zip(ids, spoken):
-        if _has_words(tokens):
-            yield (
-                SpokenText(id=id, words=tokens.words, ids_T=tokens.ids_T, word_T=tokens.word_of_token_T),
-                tokens.text,
-            )
+    return ((tokens, tokens.text) for tokens in spoken if tokens.has_word_times)
 
 
 def interleaved_documents(
@@ -125,7 +118,8 @@ def interleaved_documents(
     progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
     while batch := [p for _, p in zip(range(chunk), plans)]:
         for (text, plan), spans in zip(batch, speak_spans([plan for _, plan in batch], speaker)):
-            yield synthetic.assemble(plan, spans, tokenizer.encode, stats=stats), text.text
+            document = synthetic.assemble(plan, spans, tokenizer.encode, frame_rate=speaker.frame_rate, stats=stats)
+            yield document, text.text
         progress.update(len(batch))
     progress.close()
 
@@ -135,17 +129,6 @@ def speak_spans(plans: Sequence[synthetic.InterleavePlan], speaker: TextToToken)
     texts = [(span, plan.seed + i) for plan in plans for i, span in enumerate(plan.spoken_spans)]
     spoken = iter(speaker.generate([text for text, _ in texts], [seed for _, seed in texts]))
     return [[next(spoken) for _ in plan.spans] for plan in plans]
-
-
-def speech_segment(tokens: AlignedTokens, *, loss: bool = True) -> Segment:
-    """All tokens of an utterance; word ends only when its words have times."""
-    unit_end_T = tokens.unit_end_T if _has_words(tokens) else None
-    return Segment(modality="speech", ids_T=tokens.ids_T, unit_end_T=unit_end_T, loss=loss)
-
-
-def _has_words(tokens: AlignedTokens) -> bool:
-    """Whether its words have times; without them the utterance is one unit that spans all of its words, if it has any."""
-    return len(tokens.words) > 1 or (" " not in tokens.text and bool(tokens.text))
 
 
 def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speechquilt import config as configs
+from speechquilt.config import to_dict
 from speechquilt.data.sources.micro_world import MicroWorldConfig
 from speechquilt.files import write_json
 from speechquilt.recipes import defaults
@@ -89,7 +89,7 @@ def study(config: FrameRatesConfig) -> Path:
     )
     points = [_point(stages.results, rate) for rate in config.rates]
     rows = [_row(stages.results, point) for point in points]
-    write_json(stages.run_dir / "results.json", {"config": configs.to_dict(config), "rates": rows})
+    write_json(stages.run_dir / "results.json", {"config": to_dict(config), "rates": rows})
     (stages.run_dir / "frame_rates.svg").write_text(rate_svg(points))
     table = stages.run_dir / "frame_rates.md"
     table.write_text(_markdown(rows))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from speechquilt import config as configs
+from speechquilt.config import fingerprint, to_dict
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.sources.micro_world import MicroWorld
@@ -281,7 +281,7 @@ def train_and_ask(
     tokenizer = SupervisedTokenizer.load(made.tokenizer_dir)
     (run,) = seeds.run_names(condition.name, [seed])
     return seeds.train_and_ask(
-        Story(Path(config.run_dir), configs.fingerprint([made.fingerprint, condition.ratio])),
+        Story(Path(config.run_dir), fingerprint([made.fingerprint, condition.ratio])),
         run,
         lm_recipe(config, condition, seed),
         shards,
@@ -320,7 +320,7 @@ def write(config: InterleavingConfig, results: dict[str, Any]) -> Path:
         name: {label: summary(config, question, label, results) for label in question.conditions}
         for name, question in config.questions.items()
     }
-    write_json(folder / "results.json", {"config": configs.to_dict(config), "questions": rows})
+    write_json(folder / "results.json", {"config": to_dict(config), "questions": rows})
     page = folder / "interleaving.md"
     page.write_text(tables(rows))
     print(page.read_text() + f"\nresults  {folder / 'results.json'}\ntables   {page}")
@@ -359,7 +359,7 @@ def _score_table(title: str, keys: list[str], rows: Rows) -> str:
 
 def _table(title: str, head: list[str], rows: Rows, cells: Callable[[dict[str, Any]], list[str]]) -> str:
     lines = [[f"{name}: {label}", *cells(row)] for name, of in rows.items() for label, row in of.items()]
-    return seeds.markdown([title, *head], lines)
+    return seeds.markdown_table([title, *head], lines)
 
 
 def _cost_cells(row: dict[str, Any]) -> list[str]:

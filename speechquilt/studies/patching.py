@@ -22,7 +22,7 @@ from speechquilt.stages import workers
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.stages.train_lm import LMRecipe, load_scorer
-from speechquilt.stages.training_documents import speech_segment, text_segment
+from speechquilt.stages.training_documents import text_segment
 from speechquilt.studies import seeds
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 
@@ -146,7 +146,7 @@ def ask(config: PatchingConfig, lm_dir: Path, tokenizer: SupervisedTokenizer, fo
     stories = [s.text for s in world.stories(2 * config.num_stories, "test")]
     spoken = encode_utterances(tokenizer, [speaker.speak(text, speaker.voices[0]) for text in stories])
     losses = {
-        "speech_loss": [speech_segment(t) for t in spoken],
+        "speech_loss": [t.segment() for t in spoken],
         "text_loss": [text_segment(text_tokenizer, text) for text in stories],
     }
     return seeds.score(scorer, {key: tasks[task] for key, task in TASKS.items()}, losses, folder, run)
@@ -166,7 +166,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     costs = [[name, *_cost_cells(row)] for name, row in rows.items()]
     asked = ["system", *(f"{k.replace('.', ' ')[:-2]}{k[-2]}→{k[-1]}" for k in TASKS)]
     scores = [[name, *(seeds.accuracy_cell(row[key]) for key in TASKS)] for name, row in rows.items()]
-    return seeds.markdown(head, costs) + "\n" + seeds.markdown(asked, scores)
+    return seeds.markdown_table(head, costs) + "\n" + seeds.markdown_table(asked, scores)
 
 
 def _cost_cells(row: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from speechquilt import config as configs
+from speechquilt.config import to_dict
 from speechquilt.data.interleaving import synthetic
 from speechquilt.data.interleaving.speakable import unspeakable_words
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleavePlan, split_words
@@ -170,7 +170,7 @@ def study(config: RealTextConfig) -> Path:
 
 def finish(config: RealTextConfig, stages: Story) -> Path:
     """results.json and the page, made anew every time."""
-    found = {"config": configs.to_dict(config), **stages.results, "seconds": stages.seconds}
+    found = {"config": to_dict(config), **stages.results, "seconds": stages.seconds}
     write_json(stages.run_dir / "results.json", found)
     page = stages.run_dir / "real_text.md"
     page.write_text(real_text_page.markdown(found), encoding="utf-8")
@@ -308,7 +308,7 @@ def measure_reader(
             meter.add(written, spoken, ids_T)
             text_ids = len(encode(spoken))
             span = SpokenSpan(ids_T=ids_T, unit_end_T=np.zeros(len(ids_T), dtype=np.uint8))
-            refused += bool(synthetic.reject_reason(span, text_ids))
+            refused += bool(synthetic.reject_reason(span, text_ids, tokenizer.frame_rate))
             num_speech, num_text = num_speech + len(ids_T), num_text + text_ids
     return {
         "reader.noise_rates": noise.report(meter.counts()),

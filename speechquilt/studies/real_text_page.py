@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from speechquilt.evals.noise import KINDS
-from speechquilt.studies.seeds import markdown as table
+from speechquilt.studies.seeds import markdown_table
 
 Found = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ def markdown(found: Found) -> str:
         ("Words that were never chosen", _reasons(found["interleaved.stats"]["unspeakable"])),
         ("Spans left as text", _reasons(found["interleaved.stats"]["rejects"])),
         ("Noise: word error rate of the spans, read back by the tokenizer", _noise(found)),
-        ("Time", table(("stage", "seconds"), [(name, f"{s:.0f}") for name, s in found["seconds"].items()])),
+        ("Time", markdown_table(("stage", "seconds"), [(name, f"{s:.0f}") for name, s in found["seconds"].items()])),
     ]
     return "\n".join(f"## {title}\n\n{text}" for title, text in parts)
 
@@ -35,7 +35,7 @@ def _corpus(found: Found) -> str:
     rows.append(["all", *(str(sum(found[f"corpus.{source}.{key}"] for source in sources)) for key in keys)])
     head = ["source", "documents installed", "train documents", "words", "held-out documents", "words"]
     repeated = found["corpus.repeated_share"]
-    return f"{table(head, rows)}\n{repeated:.1%} of the held-out words stand in paragraphs that a training document has too.\n"
+    return f"{markdown_table(head, rows)}\n{repeated:.1%} of the held-out words stand in paragraphs that a training document has too.\n"
 
 
 def _models(found: Found) -> str:
@@ -50,7 +50,7 @@ def _models(found: Found) -> str:
         "text-to-token: WER of held-out sentences": f"{found['text_to_token.wer']:.1%}",
         "text-to-token: rejected": f"{found['text_to_token.rejected']:.1%}",
     }
-    return table(("what", "measured"), list(lines.items()))
+    return markdown_table(("what", "measured"), list(lines.items()))
 
 
 def _interleaved(found: Found) -> str:
@@ -69,13 +69,13 @@ def _interleaved(found: Found) -> str:
         "speech tokens per text token, espeak-ng": f"{found['reader.speech_per_text_token']:.2f}",
         "espeak-ng's spans that the rule of 1 to 9 would refuse": f"{found['reader.refused']:.1%}",
     }
-    return table(("what", "measured"), list(lines.items()))
+    return markdown_table(("what", "measured"), list(lines.items()))
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:
     total = max(1, sum(reasons.values()))
     rows = [(reason, str(n), f"{n / total:.1%}") for reason, n in Counter(reasons).most_common()]
-    return table(("reason", "number", "share"), rows or [("none", "0", "")])
+    return markdown_table(("reason", "number", "share"), rows or [("none", "0", "")])
 
 
 def _noise(found: Found) -> str:
@@ -85,7 +85,7 @@ def _noise(found: Found) -> str:
         for kind in (*KINDS, "all")
         if kind in synthetic
     ]
-    return table(["written text", "spans", "words", "text-to-token model", "espeak-ng, the same spans"], rows)
+    return markdown_table(["written text", "spans", "words", "text-to-token model", "espeak-ng, the same spans"], rows)
 
 
 def _cells(kind: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from speechquilt.evals.intervals import accuracy, paired_difference
+from speechquilt.evals.intervals import accuracy, paired_difference, per_token
 from speechquilt.evals.scorer import Request, Scorer
 from speechquilt.evals.tasks import AnswerTask, ChoiceTask
 from speechquilt.files import write_json
@@ -110,9 +110,9 @@ def pooled_loss(evals: Path, key: str, runs: Sequence[str], reference: Sequence[
     """Nats per base token over all `runs`, each run's own, and the paired difference to the `reference` runs."""
     (nats_RN, tokens_RN), (others_RN, _) = (_losses(evals, of, key) for of in (runs, reference))
     return {
-        **_per_token(nats_RN.sum(0), tokens_RN.sum(0)),
+        **vars(per_token(nats_RN.sum(0), tokens_RN.sum(0))),
         "seeds": (nats_RN.sum(1) / tokens_RN.sum(1)).tolist(),
-        "gain": _per_token((nats_RN - others_RN).sum(0), tokens_RN.sum(0)),
+        "gain": vars(per_token((nats_RN - others_RN).sum(0), tokens_RN.sum(0))),
     }
 
 
@@ -130,7 +130,7 @@ def loss_cell(found: Mapping[str, Any]) -> str:
     return _cell(found, scale=1, digits=3, bound_digits=3)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"
@@ -159,11 +159,3 @@ def _losses(evals: Path, runs: Sequence[str], key: str) -> tuple[np.ndarray, np.
         np.array([[i[name] for i in run] for run in items], dtype=float) for name in ("nats", "tokens")
     )
     return nats_RN, tokens_RN
-
-
-def _per_token(nats_N: np.ndarray, tokens_N: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> dict[str, Any]:
-    """Nats per token with a percentile bootstrap over whole segments (stories), 95 %."""
-    picks_DN = np.random.default_rng(seed).integers(len(nats_N), size=(draws, len(nats_N)))
-    low, high = np.quantile(nats_N[picks_DN].sum(1) / tokens_N[picks_DN].sum(1), [0.025, 0.975])
-    value = float(nats_N.sum() / tokens_N.sum())
-    return {"value": value, "low": float(low), "high": float(high), "n": len(nats_N)}

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechquilt.nn.attention import KVState
+from speechquilt.nn.batching import longest_first
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
@@ -47,7 +48,7 @@ class Spoken:
             )
 
 
-def align(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.ndarray) -> np.ndarray:
+def unit_ends_of(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.ndarray) -> np.ndarray:
     """`unit_end_T` uint8 `UnitEnd` codes of speech tokens whose text is known; a WORD end for each word of its spoken form.
 
     Raises ValueError when the text has nothing to say, or more words than there are tokens.
@@ -60,16 +61,14 @@ def align(model: TextToTokenLM, tokenizer: TextTokenizer, text: str, ids_T: np.n
 def place_units(
     model: TextToTokenLM, tokenizer: TextTokenizer, items: Sequence[Spoken], beam: int = BEAM
 ) -> list[np.ndarray]:
-    """`align` in batches -> `unit_end_T` of each. Raises ValueError for a model that is cued by whole texts."""
+    """`unit_ends_of` in batches -> `unit_end_T` of each. Raises ValueError for a model that is cued by whole texts."""
     if model.config.cue != "word":
         raise ValueError(
             f'cue="{model.config.cue}": this model never saw where words end; train it on recordings with word times'
         )
     model.eval()
-    order = sorted(range(len(items)), key=lambda i: -len(items[i].ids_T))
     ends: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), ITEMS):
-        chunk = order[first : first + ITEMS]
+    for chunk in longest_first([len(item.ids_T) for item in items], rows=ITEMS):
         answers = _Search(model, tokenizer, [items[i] for i in chunk], beam).run()
         ends |= {i: unit_ends(a, model.vocab)[model.vocab.is_speech(a)] for i, a in zip(chunk, answers)}
     return [ends[i] for i in range(len(items))]

@@ -22,48 +22,11 @@ import torch
 
 from speechquilt.config import fingerprint, to_dict
 from speechquilt.text import TextTokenizer, spoken_form
-from speechquilt.types import IGNORE, Batch
+from speechquilt.types import IGNORE, AlignedTokens, Batch
 from speechquilt.vocab import Vocab
 
 WINDOW = 2048  # examples packed together: enough to fill rows to about 99 %, small enough to resume at once
 WHOLE = 0  # the first copy of every utterance in an epoch; the others are spans
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignedTokens:
-    """One utterance as speech tokens with its words. Raises ValueError when the fields do not fit together."""
-
-    text: str
-    """What is said."""
-    words: tuple[str, ...]
-    """Its words as spoken. They may carry punctuation; tokens of a word that is nothing else count as silence."""
-    ids_T: np.ndarray
-    """LOCAL speech ids."""
-    word_of_token_T: np.ndarray
-    """The index in `words` of each token, -1 in silence; it never goes back."""
-    unit_end_T: np.ndarray
-    """uint8 `UnitEnd` codes: set at the last token of each word and of each run of silence. A word too short for a
-    token of its own has none.
-    """
-
-    def __post_init__(self) -> None:
-        n = len(self.ids_T)
-        if len(self.word_of_token_T) != n or len(self.unit_end_T) != n:
-            raise ValueError(
-                f"{self.text!r}: {n} ids, {len(self.word_of_token_T)} word indices and {len(self.unit_end_T)} unit ends; "
-                "there must be one of each per speech token"
-            )
-        if n == 0:
-            return
-        word_T = np.asarray(self.word_of_token_T)
-        spoken = word_T[word_T >= 0]
-        if word_T.min() < -1 or word_T.max() >= len(self.words) or (np.diff(spoken) < 0).any():
-            raise ValueError(
-                f"{self.text!r}: word_of_token_T must rise from 0 to at most {len(self.words) - 1}, with -1 for silence"
-            )
-        must_end_T = np.append(word_T[1:] != word_T[:-1], True)
-        if (must_end_T & ~np.asarray(self.unit_end_T, dtype=bool)).any():
-            raise ValueError(f"{self.text!r}: unit_end_T must be set on the last token of every word and silence run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +106,7 @@ def _spoken_words(utterance: AlignedTokens) -> tuple[list[str], np.ndarray]:
     """Spoken form of each word, and the word of each token; tokens of words without a form are silence (-1)."""
     forms = [spoken_form(word) for word in utterance.words]
     has_form = np.array([*map(bool, forms), False])  # the last one answers for index -1
-    word_T = np.asarray(utterance.word_of_token_T, dtype=np.int64)
+    word_T = np.asarray(utterance.word_T, dtype=np.int64)
     word_T = np.where(has_form[word_T], word_T, -1)
     # A word is one unit: silence between two tokens of the same word is part of it.
     before_T = np.maximum.accumulate(word_T)

@@ -14,16 +14,18 @@ Rows of the state are slots. A slot reads its prompt at once, samples until EOS 
 next request, longest first, so that slots of one time have similar lengths and the last ones to finish are short.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speechquilt.span_length import LEAST, MOST, at_rate, misfit
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.answer import CUE, EOS, IN_CUE, NEXT_PLACE, OPEN, SPEECH, unit_ends
 from speechquilt.text_to_token.examples import prompt_ids
@@ -44,7 +46,8 @@ PROGRESS_FROM = 200  # texts in a call that are worth a progress bar
 class EngineConfig:
     """How speech tokens are sampled and which answers are refused; defaults from spec synthetic-interleaved, 4 and 5.2.
 
-    An answer that is refused is sampled again; what fails every time stays text.
+    Numbers of speech tokens are those at 12.5 Hz; `for_frame_rate` gives those of another rate. An answer that is refused
+    is sampled again; what fails every time stays text.
     """
 
     max_rows: int = 128
@@ -57,9 +60,9 @@ class EngineConfig:
     """Most speech tokens and word ends of an answer per text token, and cap_extra more; a longer one is refused."""
     cap_extra: int = 10
     """Speech tokens and word ends that any answer may have beside cap_per_token."""
-    min_per_token: float = 1.0
+    min_per_token: float = LEAST
     """Fewer speech tokens per text token are refused, in texts of 3 or more text tokens."""
-    max_per_token: float = 9.0
+    max_per_token: float = MOST
     """More speech tokens per text token are refused, in texts of 3 or more text tokens."""
     max_repeat: int = 25
     """An answer that repeats itself, with a period of up to 8 tokens, for this many speech tokens is refused."""
@@ -88,6 +91,17 @@ class EngineConfig:
         ):
             if getattr(self, key) < low:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
+
+    def for_frame_rate(self, frame_rate: float) -> "EngineConfig":
+        """The same limits in seconds of sound, for speech of `frame_rate` tokens per second."""
+        return replace(
+            self,
+            cap_per_token=math.ceil(at_rate(self.cap_per_token, frame_rate)),
+            cap_extra=math.ceil(at_rate(self.cap_extra, frame_rate)),
+            min_per_token=at_rate(self.min_per_token, frame_rate),
+            max_per_token=at_rate(self.max_per_token, frame_rate),
+            max_repeat=math.ceil(at_rate(self.max_repeat, frame_rate)),
+        )
 
     def build(self, model: TextToTokenLM, tokenizer: TextTokenizer) -> "TextToTokenEngine":
         return TextToTokenEngine(model, tokenizer, self)
@@ -162,7 +176,8 @@ class TextToTokenEngine:
                 "load both from the same model folder"
             )
         self.model, self.tokenizer = model, tokenizer
-        self.config = config or EngineConfig()
+        self.frame_rate = model.config.frame_rate
+        self.config = (config or EngineConfig()).for_frame_rate(self.frame_rate)
         self.stats = EngineStats()
         self.shows_progress = True  # False where the caller shows a progress line of its own
 
@@ -412,19 +427,20 @@ def _invert(probs_BN: Tensor, ids_BN: Tensor, draw_B: Tensor, top_p: float) -> T
 
 
 def read_answer(answer: np.ndarray, vocab: Vocab, num_text: int, config: EngineConfig) -> SpokenSpan:
-    """Model ids -> span, with the reason when it is no good: runaway, too short, too long or looping."""
+    """Model ids -> span, with the reason when it is no good: runaway, too short, too long or looping.
+
+    `config`: with the limits of the model's frame rate.
+    """
     finished = len(answer) > 0 and answer[-1] == vocab.eos
     is_speech = vocab.is_speech(answer)
     ids_T = (answer[is_speech] - vocab.speech_start).astype(np.int32)
     unit_end_T = unit_ends(answer, vocab)[is_speech]
-    per_token = len(ids_T) / num_text
+    found = misfit(len(ids_T), num_text, config.min_per_token, config.max_per_token)
     reject = ""
     if not finished:
         reject = "length cap"
-    elif num_text >= 3 and per_token < config.min_per_token:
-        reject = "too few speech tokens"
-    elif num_text >= 3 and per_token > config.max_per_token:
-        reject = "too many speech tokens"
+    elif found:
+        reject = f"too {found} speech tokens"
     elif longest_loop(ids_T) >= config.max_repeat:
         reject = "repeats itself"
     return SpokenSpan(ids_T=ids_T, unit_end_T=unit_end_T, reject=reject)

@@ -20,6 +20,7 @@ from speechquilt.files import write_json
 from speechquilt.nn.attention import KVState
 from speechquilt.nn.hugging_face import hugging_face_config, read_weights
 from speechquilt.nn.llama import LlamaConfig, LlamaStack, init_weights
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.text import TextTokenizer
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
@@ -42,6 +43,8 @@ class TextToTokenConfig:
     """What introduces a stretch of speech in the training data, and so in generation: each "word", or once the whole
     "text" for a model that never saw word times.
     """
+    frame_rate: float = USUAL_RATE
+    """Speech tokens per second, of the tokenizer that it writes for."""
 
     def __post_init__(self) -> None:
         if self.cue not in ("word", "text"):
@@ -49,6 +52,8 @@ class TextToTokenConfig:
         for key in ("num_text", "num_speech"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.frame_rate <= 0:
+            raise ValueError(f"frame_rate={self.frame_rate} must be positive, in speech tokens per second")
         if self.llama.window is not None:
             raise ValueError(
                 f"llama.window={self.llama.window} must be null: LlamaForCausalLM, the format this model is saved in, "

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from speechquilt.span_length import USUAL_RATE
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token.answer import AFTER_CUE, CUE, OPEN, SPEECH, Position, kind_of
 from speechquilt.text_to_token.examples import prompt_ids
@@ -70,10 +71,17 @@ class CompletionEngine:
     `cache_tokens` are the other engine's business."""
 
     def __init__(
-        self, complete: Complete, vocab: Vocab, tokenizer: TextTokenizer, cue: Cue, config: EngineConfig | None = None
+        self,
+        complete: Complete,
+        vocab: Vocab,
+        tokenizer: TextTokenizer,
+        cue: Cue,
+        config: EngineConfig | None = None,
+        frame_rate: float = USUAL_RATE,
     ) -> None:
         self.complete, self.vocab, self.tokenizer, self.cue = complete, vocab, tokenizer, cue
-        self.config = config or EngineConfig()
+        self.frame_rate = frame_rate
+        self.config = (config or EngineConfig()).for_frame_rate(frame_rate)
         speech = range(vocab.speech_start, vocab.speech_start + vocab.num_speech)
         self._speech, self._stretch = [*speech], [vocab.word_end, *speech]
 
@@ -183,4 +191,6 @@ def load_vllm(folder: Path, config: EngineConfig | None = None, **options: Any) 
     """A saved model folder behind vLLM; `options` go to `vllm.LLM` (`tensor_parallel_size`, `dtype`, ...)."""
     ours = describe(folder)
     complete = vllm_complete(folder, **options)
-    return CompletionEngine(complete, ours.config.vocab, ours.tokenizer, ours.config.cue, config)
+    return CompletionEngine(
+        complete, ours.config.vocab, ours.tokenizer, ours.config.cue, config, ours.config.frame_rate
+    )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speechquilt import config as configs
+from speechquilt import config
 from speechquilt.audio import HOP, SAMPLE_RATE, LogMel
 from speechquilt.nn.ctc import SEPARATOR, Spelling
 from speechquilt.text import TextTokenizer
@@ -136,7 +136,7 @@ class CharacterCTC(nn.Module):
         """Write config.json and model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, folder / "config.json")
+        config.save(self.config, folder / "config.json")
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
         )
@@ -145,7 +145,7 @@ class CharacterCTC(nn.Module):
     def load(cls, folder: Path) -> "CharacterCTC":
         """What `save` wrote, in eval mode. Raises FileNotFoundError or ValueError naming the file that is wrong."""
         folder = Path(folder)
-        model = configs.load(CharacterCTCConfig, folder / "config.json").build()
+        model = config.load(CharacterCTCConfig, folder / "config.json").build()
         path = folder / "model.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; an aligner's folder has one, train the aligner again")

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt import config as configs
+from speechquilt import config
 from speechquilt.nn.hugging_face import read_weights, weight_files
 from speechquilt.nn.quantize import nearest_codes
 from speechquilt.tokenizer import windows
@@ -138,7 +138,7 @@ class HubertUnits(nn.Module):
         from transformers import HubertModel
 
         folder = Path(folder)
-        config = configs.load(HubertUnitsConfig, folder / UNITS)
+        units = config.load(HubertUnitsConfig, folder / UNITS)
         tensors = read_weights(folder / CENTROIDS)
         if set(tensors) != {"centroids"}:
             raise ValueError(f"{folder / CENTROIDS} holds {sorted(tensors)}; one tensor named 'centroids' is expected")
@@ -151,7 +151,7 @@ class HubertUnits(nn.Module):
             raise ValueError(
                 f"the weights in {folder} lack {missing[0]} ({len(missing)} such); download the folder again"
             )
-        return cls(config, hubert, tensors["centroids"].float()).eval()
+        return cls(units, hubert, tensors["centroids"].float()).eval()
 
     def _fill(
         self,

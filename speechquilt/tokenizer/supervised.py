@@ -15,15 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from speechquilt import config as configs
+from speechquilt import config
 from speechquilt.nn.hugging_face import SINGLE
 from speechquilt.nn.quantize import POOL_PER_CODE, VectorQuantizerConfig
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.heads import CTCHead, TextDecoder
 from speechquilt.tokenizer.saved_weights import filled, read_folder
-from speechquilt.tokenizer.token_encoder import FRAME_SAMPLES as FRAME_SAMPLES
 from speechquilt.tokenizer.token_encoder import TokenEncoder, TokenEncoderConfig
-from speechquilt.tokenizer.windows import checked_audio as checked_audio
 
 READ_BACK_ROWS = 64  # token sequences per forward pass when reading back
 _POOL = "quantizer.pool_ND"  # warm-up vectors: part of a training checkpoint, not of a finished tokenizer
@@ -198,7 +196,7 @@ class SupervisedTokenizer(TokenEncoder):
         """Write config.json, model.safetensors and text_tokenizer.json (when there is a text tokenizer)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, folder / "config.json")
+        config.save(self.config, folder / "config.json")
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if k != _POOL}
         save_file(weights, folder / SINGLE)
         if self.text_tokenizer is not None:
@@ -208,13 +206,13 @@ class SupervisedTokenizer(TokenEncoder):
     def load(cls, folder: Path) -> "SupervisedTokenizer":
         """What `save` wrote, in eval mode. Raises FileNotFoundError or ValueError naming the file that is wrong."""
         folder = Path(folder)
-        config = configs.load(SupervisedTokenizerConfig, folder / "config.json")
+        saved = config.load(SupervisedTokenizerConfig, folder / "config.json")
         text_path = folder / "text_tokenizer.json"
         text_tokenizer = TextTokenizer.load(text_path) if text_path.is_file() else None
         weights = read_folder(folder)
-        rows = POOL_PER_CODE * config.codebook_size if config.vq_warmup_updates else 0
-        weights[_POOL] = torch.zeros(rows, config.width)
-        return filled(lambda: SupervisedTokenizer(config, text_tokenizer), weights, folder / SINGLE)
+        rows = POOL_PER_CODE * saved.codebook_size if saved.vq_warmup_updates else 0
+        weights[_POOL] = torch.zeros(rows, saved.width)
+        return filled(lambda: SupervisedTokenizer(saved, text_tokenizer), weights, folder / SINGLE)
 
     def _upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
         parts = []

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechquilt import config as configs
 from speechquilt.audio import HOP, LogMel, MelMode
+from speechquilt.config import fingerprint
 from speechquilt.nn.quantize import VectorQuantizerConfig
 from speechquilt.tokenizer import streaming, windows
 from speechquilt.tokenizer.encoder import AudioEncoder, EncoderSizes, KeyValues
@@ -195,7 +195,7 @@ def refuse_to_read() -> NoReturn:
 
 def weights_fingerprint(fields: dict, weights: dict[str, torch.Tensor]) -> str:
     """12 hex digits of plain JSON data and of tensors with their names."""
-    digest = hashlib.sha256(configs.fingerprint(fields).encode())
+    digest = hashlib.sha256(fingerprint(fields).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())

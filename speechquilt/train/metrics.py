@@ -13,10 +13,13 @@ Trap: reading a tensor waits for the GPU. `Sums` keeps everything as tensors and
 import errno
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from speechquilt.train.loggers import LoggerName, Loggers
 
 FILE = "metrics.jsonl"
 TIMING = ("seconds", "rate", "tokens_per_s", "units_per_s", "mfu")
@@ -62,13 +65,22 @@ class Sums:
 class MetricsFile:
     """Appends lines to `run_dir/metrics.jsonl`; opening it at a step cuts every line past that step.
 
-    With `writes` False (ranks other than 0) nothing is touched.
+    With `writes` False (ranks other than 0) nothing is touched. `loggers` are shown the same lines, under `title`.
     """
 
-    def __init__(self, run_dir: Path, step: int, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        *,
+        writes: bool = True,
+        loggers: Sequence[LoggerName] = (),
+        title: str = "train",
+    ) -> None:
         self.path = run_dir / FILE
         self._file = None
         if writes:
+            self._loggers = Loggers(loggers, run_dir, step, title)
             _cut(self.path, step)
             self._file = self.path.open("ab", buffering=0)  # a line is on its way when `write` returns
 
@@ -78,6 +90,7 @@ class MetricsFile:
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
+            self._loggers.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line. Raises OSError naming the file when there is no room for it."""
@@ -90,6 +103,7 @@ class MetricsFile:
             raise OSError(error.errno, f"{self.path}: {error.strerror}; free some space and run again") from error
         if not room:
             raise OSError(errno.ENOSPC, f"{self.path}: no space left; free some space and run again")
+        self._loggers.write(line)
 
     def sync(self) -> None:
         """Lines on disk before the checkpoint that counts on them."""

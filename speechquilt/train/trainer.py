@@ -20,10 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from speechquilt import config as configs
+from speechquilt.config import to_dict
 from speechquilt.protocols import Loader, Objective
 from speechquilt.train import checkpoint, distributed, fsdp, metrics, optim, throughput
 from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
+from speechquilt.train.loggers import LoggerName
 from speechquilt.train.surroundings import (
     LateNumber,
     Progress,
@@ -37,6 +38,7 @@ from speechquilt.train.surroundings import (
 # `compile`, `shard` and `recompute` alter the rounding.) `steps` is not among them: the learning rate depends on it.
 FREE_KEYS = {
     "log_every",
+    "loggers",
     "checkpoint_every",
     "checkpoint_async",
     "keep_checkpoints",
@@ -84,6 +86,8 @@ class TrainConfig:
     memory."""
     log_every: int = 10
     """Steps between two lines in metrics.jsonl."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Where the lines of metrics.jsonl are shown as well; each needs its package."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step always writes one. A killed run goes on from the newest."""
     checkpoint_async: bool = False
@@ -214,7 +218,13 @@ class Trainer:
             self._resume()
             self.model.train()
             with (
-                metrics.MetricsFile(self.run_dir, self.step, writes=distributed.rank() == 0) as log,
+                metrics.MetricsFile(
+                    self.run_dir,
+                    self.step,
+                    writes=distributed.rank() == 0,
+                    loggers=config.loggers,
+                    title=self.name,
+                ) as log,
                 Progress(self.name, self.step, last, shown=distributed.rank() == 0 and self.step < last) as progress,
             ):
                 while self.step < last:
@@ -371,7 +381,7 @@ class Trainer:
                 "rng": generator_states(self.device, distributed.rank()),
             },
             state={
-                "config": configs.to_dict(self.config),
+                "config": to_dict(self.config),
                 "loader": _plain(self.loader.state_dict()),
                 "sums": self.sums.state_dict(),
                 "scalars": self.scalars,
@@ -392,7 +402,7 @@ class Trainer:
             self.clock = self._clock(seconds=0.0)
             return
         state = checkpoint.load_state(folder)
-        _require_same(configs.to_dict(self.config), state["config"], folder)
+        _require_same(to_dict(self.config), state["config"], folder)
         self.step = checkpoint.load_model(folder, self.model)
         checkpoint.load_optimizer(folder, self.optimizer)
         self.loader.load_state_dict(state["loader"])

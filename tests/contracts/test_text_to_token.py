@@ -17,12 +17,12 @@ from speechquilt.protocols import LanguageModel
 from speechquilt.stages import train_text_to_token as recipes
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import generate as generation
-from speechquilt.text_to_token.examples import AlignedTokens, TextToTokenDataConfig, lay_out, whole_example
+from speechquilt.text_to_token.examples import TextToTokenDataConfig, lay_out, whole_example
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM, load, save
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.types import IGNORE, AlignedWord, Batch, UnitEnd, Utterance, Waveform
+from speechquilt.types import IGNORE, AlignedTokens, AlignedWord, Batch, UnitEnd, Utterance, Waveform
 
 NUM_SPEECH = 40
 WORDS = ["red", "blue", "dog", "cat", "runs", "sleeps", "here", "there"]
@@ -44,13 +44,12 @@ def spoken(words: tuple[str, ...]) -> AlignedTokens:
     """A language in which every word always sounds the same, with silence (token 0) at both ends."""
     runs = [(-1, np.array([0])), *((i, SOUND[w]) for i, w in enumerate(words)), (-1, np.array([0]))]
     word_T = np.concatenate([np.full(len(ids), i) for i, ids in runs])
-    kind_T = np.where(word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)
     return AlignedTokens(
+        id=" ".join(words),
         text=" ".join(words),
         words=words,
         ids_T=np.concatenate([ids for _, ids in runs]),
-        word_of_token_T=word_T,
-        unit_end_T=np.where(np.append(word_T[1:] != word_T[:-1], True), kind_T, UnitEnd.NONE).astype(np.uint8),
+        word_T=word_T,
     )
 
 
@@ -125,10 +124,7 @@ def test_a_model_of_whole_texts_cues_the_whole_text(raw):
     for words in SENTENCES:
         ids_T = spoken(words).ids_T
         text, word_T = " ".join(words), np.zeros(len(ids_T), int)
-        unit_end_T = np.where(np.arange(len(ids_T)) == len(ids_T) - 1, UnitEnd.WORD, UnitEnd.NONE).astype(np.uint8)
-        whole.append(
-            AlignedTokens(text=text, words=(text,), ids_T=ids_T, word_of_token_T=word_T, unit_end_T=unit_end_T)
-        )
+        whole.append(AlignedTokens(id=text, text=text, words=(text,), ids_T=ids_T, word_T=word_T))
     config = replace(CONFIG, cue="text")
     model = train(data.build(whole, TOKENIZER, config.vocab), steps=70, config=config)
     for utterance in whole:
@@ -155,7 +151,7 @@ def test_the_recipe_cues_by_what_the_recordings_have(tmp_path, monkeypatch, caps
         train=TrainConfig(steps=1, lr=1e-3, device="cpu", num_threads=1),
         engine=EngineConfig(),
     )
-    tokenizer = SimpleNamespace(text_tokenizer=TOKENIZER, vocab_size=NUM_SPEECH, fingerprint="abc123")
+    tokenizer = SimpleNamespace(text_tokenizer=TOKENIZER, vocab_size=NUM_SPEECH, fingerprint="abc123", frame_rate=25.0)
     audio, word = Waveform(samples_S=np.zeros(1), sample_rate=1), AlignedWord(text="red", start_s=0, end_s=1)
     train = [
         Utterance(id=str(i), text="red", audio=audio, alignment=(word,) if i < num_aligned else ()) for i in range(3)

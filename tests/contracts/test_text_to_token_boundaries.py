@@ -14,7 +14,7 @@ from speechquilt.evals.results import Schema
 from speechquilt.stages import train_text_to_token as recipes
 from speechquilt.text_to_token import answer
 from speechquilt.text_to_token.answer import CUE, EOS, KINDS, SPEECH, WORD_END, Position
-from speechquilt.text_to_token.boundaries import Spoken, align, place_units
+from speechquilt.text_to_token.boundaries import Spoken, place_units, unit_ends_of
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.types import AlignedWord, UnitEnd, Utterance, Waveform
@@ -51,7 +51,7 @@ def test_the_ends_of_unseen_sentences_are_found(trained):
 def test_aligning_what_was_generated_gives_the_ends_it_was_generated_with(trained):
     texts = [" ".join(np.random.default_rng(i).choice(WORDS, 4)) for i in range(12)]
     spans = EngineConfig(temperature=0).build(trained, TOKENIZER).generate(texts, range(12))
-    same = [np.array_equal(align(trained, TOKENIZER, t, s.ids_T), s.unit_end_T) for t, s in zip(texts, spans)]
+    same = [np.array_equal(unit_ends_of(trained, TOKENIZER, t, s.ids_T), s.unit_end_T) for t, s in zip(texts, spans)]
     assert np.mean(same) > 0.9
 
 
@@ -79,11 +79,11 @@ def test_any_speech_gets_every_word_once_and_alone_as_in_company(seed):
 
 def test_what_cannot_be_aligned_says_why(trained):
     with pytest.raises(ValueError, match="2 words and 1 speech tokens"):
-        align(trained, TOKENIZER, "Red dog!", np.array([3]))
+        unit_ends_of(trained, TOKENIZER, "Red dog!", np.array([3]))
     with pytest.raises(ValueError, match="at least one"):
-        align(trained, TOKENIZER, "?!", SOUND["red"])
+        unit_ends_of(trained, TOKENIZER, "?!", SOUND["red"])
     with pytest.raises(ValueError, match='cue="text"'):
-        align(replace(CONFIG, cue="text").build(), TOKENIZER, "red", SOUND["red"])
+        unit_ends_of(replace(CONFIG, cue="text").build(), TOKENIZER, "red", SOUND["red"])
     assert place_units(trained, TOKENIZER, []) == []
 
 
@@ -116,7 +116,7 @@ FRAME_RATE = 12.5
 
 def recording(words: tuple[str, ...], late_s: float) -> Utterance:
     """An utterance of the language of `spoken` whose word times are its tokens' own, plus `late_s`."""
-    word_T = spoken(words).word_of_token_T
+    word_T = spoken(words).word_T
     places = [np.flatnonzero(word_T == w) for w in range(len(words))]
     alignment = tuple(
         AlignedWord(text=word.upper() + ",", start_s=at[0] / FRAME_RATE, end_s=(at[-1] + 1) / FRAME_RATE + late_s)

@@ -15,7 +15,7 @@ from speechquilt.aligner import (
     in_order,
     interpolated,
     num_interpolated,
-    split_words,
+    words_to_align,
 )
 from speechquilt.nn.ctc import Spelling
 from speechquilt.types import AlignedWord, Waveform
@@ -192,7 +192,7 @@ def test_interpolation_leaves_known_words_alone() -> None:
     ],
 )
 def test_words_of_a_text(text: str, words: list[str]) -> None:
-    assert split_words(text) == words
+    assert words_to_align(text) == words
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.stages.train_lm import BPE_FILE, LMRecipe, load_scorer, num_steps, open_data, train_lm
+from speechquilt.stages.train_lm import (
+    BPE_FILE,
+    LMRecipe,
+    load_scorer,
+    num_steps,
+    open_data,
+    tokenizer_folder,
+    train_lm,
+)
 from speechquilt.stages.training_documents import (
     shard_info,
     speech_documents,
@@ -23,9 +31,8 @@ from speechquilt.stages.training_documents import (
     write_spoken,
 )
 from speechquilt.text import TextTokenizer
-from speechquilt.text_to_token.examples import AlignedTokens
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.types import Document, Segment, UnitEnd
+from speechquilt.types import AlignedTokens, Document, Segment, UnitEnd
 from speechquilt.vocab import Vocab
 
 NUM_SPEECH = 24
@@ -44,7 +51,7 @@ PATCHERS = {
 }
 
 
-def utterance(rng: np.random.Generator) -> AlignedTokens:
+def utterance(id: str, rng: np.random.Generator) -> AlignedTokens:
     """Words that always sound the same, of 2 to 8 tokens, with pauses."""
     words = rng.choice(WORDS, rng.integers(6, 30)).tolist()
     sounds, word_T = [], []
@@ -54,15 +61,12 @@ def utterance(rng: np.random.Generator) -> AlignedTokens:
         pause = int(rng.integers(0, 4))
         sounds += ids + [0] * pause
         word_T += [k] * len(ids) + [-1] * pause
-    places_T = np.asarray(word_T, dtype=np.int32)
-    ended_T = np.append(places_T[1:] != places_T[:-1], True)
-    kind_T = np.where(places_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)
     return AlignedTokens(
+        id=id,
         text=" ".join(words),
         words=tuple(words),
         ids_T=np.asarray(sounds, dtype=np.int32),
-        word_of_token_T=places_T,
-        unit_end_T=np.where(ended_T, kind_T, UnitEnd.NONE).astype(np.uint8),
+        word_T=np.asarray(word_T, dtype=np.int32),
     )
 
 
@@ -71,12 +75,11 @@ def shards(tmp_path_factory):
     """Text, speech and spoken shards of an invented language, a few hundred documents each."""
     root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     info = shard_info(Vocab(num_text=TOKENIZER.size, num_speech=NUM_SPEECH), TOKENIZER, "speech-a", recipe="test")
-    spoken = [utterance(rng) for _ in range(300)]
-    ids = [f"u{i}" for i in range(300)]
-    texts = [Document(id=i, source="text", segments=(text(s.text),)) for i, s in zip(ids, spoken)]
+    spoken = [utterance(f"u{i}", rng) for i in range(300)]
+    texts = [Document(id=s.id, source="text", segments=(text(s.text),)) for s in spoken]
     write_documents(root / "text", info, [(t, "") for t in texts])
-    write_documents(root / "speech", info, speech_documents(ids, spoken))
-    write_spoken(root / "parallel", info, spoken_texts(ids, spoken))
+    write_documents(root / "speech", info, speech_documents(spoken))
+    write_spoken(root / "parallel", info, spoken_texts(spoken))
     return {name: root / name for name in WEIGHTS}
 
 
@@ -128,7 +131,8 @@ def test_equal_tokens_take_fewer_steps_with_patches_and_pieces(shards, tmp_path)
 
 def test_a_run_trains_for_its_budget_and_a_second_one_agrees(shards, tmp_path):
     settings = recipe("static", budget="units", budget_amount=12_000)
-    found = train_lm(settings, shards, TOKENIZER, tmp_path / "run", "a")
+    found = train_lm(settings, shards, TOKENIZER, tmp_path / "run", "a", tokenizer_dir=tmp_path / "speech")
+    assert tokenizer_folder(tmp_path / "run", load_scorer(tmp_path / "run")[1]) == tmp_path / "speech"
     assert found["lm.a.units"] == pytest.approx(12_000, rel=0.04)  # 31 steps: half a step is 1.6 %
     assert found["lm.a.steps"] == num_steps(
         settings, open_data(settings, shards, TOKENIZER, tmp_path / "other"), settings.patcher.build()
@@ -161,7 +165,7 @@ def test_a_run_in_pieces_counts_base_tokens_and_scores_base_ids(shards, tmp_path
     scorer, loaded = load_scorer(tmp_path)
     assert isinstance(scorer, PiecedScorer)
     assert loaded.vocab.num_speech == 40
-    spoken = utterance(np.random.default_rng(9))
+    spoken = utterance("u", np.random.default_rng(9))
     segment = Segment(modality="speech", ids_T=spoken.ids_T)
     (score,) = scorer.log_likelihoods([Request((text(spoken.text),), segment)])
     assert score.num_tokens == len(spoken.ids_T)

@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.cli import main
-from speechquilt.data.interleaving.parallel import SpokenText
+from speechquilt.data.shards import parquet
 from speechquilt.data.shards.documents import ShardFolder, ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
-from speechquilt.jobs import inspect
 from speechquilt.reports.charts import BARS, binned, histogram
 from speechquilt.reports.shard_statistics import Lengths
 from speechquilt.reports.spoken_runs import span_texts, units_of
 from speechquilt.stages.training_documents import text_fingerprint
-from speechquilt.types import Document, Segment, UnitEnd
+from speechquilt.types import AlignedTokens, Document, Segment, UnitEnd
 from tests.contracts.tiny_tokenizer import TEXT, build
 from tests.unit.test_report import EVIL, Checker
 
@@ -122,7 +121,7 @@ def test_what_the_stage_counted_is_shown(small, capsys):
 
 def test_spoken_texts_are_shown_whole(tmp_path, capsys):
     words = ("cat", "a", "sat")  # the second has no token
-    item = SpokenText(id="d", words=words, ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 2, 2]))
+    item = AlignedTokens(id="d", text="cat a sat", words=words, ids_T=np.arange(5), word_T=np.array([-1, 0, 0, 2, 2]))
     with SpokenWriter(tmp_path / "s", INFO) as writer:
         writer.write(item, "cat a sat")
     main(["inspect", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")])
@@ -132,7 +131,7 @@ def test_spoken_texts_are_shown_whole(tmp_path, capsys):
 
 def test_documents_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     """No shard is read whole, and at no time is more than one group of documents in memory."""
-    monkeypatch.setattr(inspect, "_ROWS", 4)
+    monkeypatch.setattr(parquet, "_ROWS", 4)
     documents = [(mixed(f"d{i}", text("the"), speech(N, W)), "the cat") for i in range(30)]
     folder = ShardFolder(write(tmp_path / "s", documents, documents_per_shard=10))
     monkeypatch.setattr(pq, "read_table", lambda path: pytest.fail(f"{path} was read whole"))
@@ -146,7 +145,7 @@ def test_documents_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     read = []
-    for n, (document, _) in enumerate(inspect.items(folder), start=1):
+    for n, (document, _) in enumerate(folder.with_texts(), start=1):
         read.append(document.id)
         assert sum(groups) <= n + 3
     assert read == [f"d{i}" for i in range(30)]
@@ -158,7 +157,7 @@ def test_a_damaged_shard_is_named(tmp_path, capsys):
     shard = folder / "shard-00000.parquet"
     shard.write_bytes(b"x" * shard.stat().st_size)
     assert main(["inspect", str(folder)]) == 2
-    assert re.search(r"shard-00000\.parquet is damaged .* run the stage", capsys.readouterr().err)
+    assert re.search(r"shard-00000\.parquet is truncated or damaged .* run the stage", capsys.readouterr().err)
 
 
 def test_an_empty_folder(tmp_path, capsys):

@@ -299,6 +299,18 @@ def test_bad_spans_stay_text_and_are_counted(per_word, reject, reason):
         assert stats.ratio == 0.3
 
 
+@pytest.mark.parametrize("per_word", [0.5, 1, 4, 9, 9.5])
+@pytest.mark.parametrize("times", [2, 4, 0.5])
+def test_a_span_is_judged_as_its_twin_at_another_frame_rate(per_word, times):
+    """The same sound at 25, 50 or 6.25 tokens per second."""
+    result = plan("d", WORDS_40, 0, InterleaveConfig(poisson_mean=100))
+    twins = InterleaveStats(), InterleaveStats()
+    assemble(result, [say(int(12 * per_word))], encode, stats=twins[0])
+    assemble(result, [say(int(12 * per_word * times))], encode, frame_rate=12.5 * times, stats=twins[1])
+    assert twins[0].rejects.total() == twins[1].rejects.total() == (per_word in (0.5, 9.5))
+    assert twins[0].ratio == twins[1].ratio
+
+
 def test_a_span_of_two_text_tokens_is_not_judged_by_its_rate():
     result = plan("d", WORDS_20, 0, InterleaveConfig(ratio=0.1, poisson_mean=100))
     assert len(result.spans[0].split()) == 2

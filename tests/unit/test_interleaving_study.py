@@ -91,6 +91,8 @@ def test_a_question_is_asked_against_one_of_its_conditions():
 class Reader:
     """Speaks three tokens a word, as if it were a text-to-token model."""
 
+    frame_rate = 12.5
+
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSpan]:
         return [self._speak(text) for text in texts]
 

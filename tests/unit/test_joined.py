@@ -9,20 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt.data.feed.spoken_documents import JoinConfig, JoinedTexts
-from speechquilt.data.interleaving.parallel import SILENCE, SpokenText, interleave_parallel
+from speechquilt.data.interleaving.parallel import interleave_parallel
+from speechquilt.types import SILENCE, AlignedTokens
 
 SESSION = re.compile(r"(.+)[-_/]\d+")
 
 
-def spoken(id: str, num_words: int, rng: np.random.Generator) -> SpokenText:
+def spoken(id: str, num_words: int, rng: np.random.Generator) -> AlignedTokens:
     """Words of 0 to 4 tokens with silences; some recordings are silence alone, or empty."""
     runs = [(w, int(rng.integers(0, 5))) for k in range(num_words) for w in (SILENCE, k)] + [(SILENCE, 2)]
     word_T = np.repeat([w for w, _ in runs], [n for _, n in runs]).astype(np.int32)
     ids_T = rng.integers(0, 99, len(word_T)).astype(np.int32)
-    return SpokenText(id=id, words=tuple(f"{id}.{k}" for k in range(num_words)), ids_T=ids_T, word_T=word_T)
+    words = tuple(f"{id}.{k}" for k in range(num_words))
+    return AlignedTokens(id=id, text=" ".join(words), words=words, ids_T=ids_T, word_T=word_T)
 
 
-def words_of_tokens(texts: list[SpokenText]) -> list[str]:
+def words_of_tokens(texts: list[AlignedTokens]) -> list[str]:
     return [text.words[w] if w != SILENCE else "" for text in texts for w in text.word_T.tolist()]
 
 

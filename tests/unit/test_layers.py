@@ -3,12 +3,13 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "speechquilt"
 LAYERS = [
-    {"types", "protocols", "config", "vocab", "files"},
+    {"types", "protocols", "config", "vocab", "files", "counts", "span_length"},
     {"audio", "nn", "text"},
     {"tokenizer", "text_to_token", "aligner", "tts", "decoder", "data", "model"},
     {"train", "evals"},
@@ -70,6 +71,12 @@ def test_training_imports_without_the_edge_packages():
     code = f"import sys\n{blocked}import importlib\nfor m in {modules!r}: importlib.import_module(m)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_modules_have_one_name():
+    """Except `__init__`, and a command, which may be called like what it runs."""
+    names = Counter(p.stem for p in PACKAGE.rglob("*.py") if p.stem != "__init__" and p.parent != PACKAGE / "commands")
+    assert not [name for name, times in names.items() if times > 1]
 
 
 def test_files_stay_small():

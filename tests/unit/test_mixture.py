@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from speechquilt.data.feed.mixture import Exhausted, Mixture, MixtureConfig, num_laid_out
 from speechquilt.recipes.defaults import WEIGHTS
-from speechquilt.recipes.mixtures import PRESETS, shares, weights_of
+from speechquilt.recipes.mixtures import MIXTURES, shares, weights_of
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 
@@ -243,12 +243,12 @@ def test_presets_hold_the_papers_numbers():
     """Spec synthetic-interleaved 6.1: the shares follow from the printed token counts; latent-speech-text 3.3: 1 to 2."""
     for mixture, epochs in (("interleaved_paper", (2.10, 2.07)), ("interleaved_paper_b", (1, 1))):
         speech, pairs = 31 * epochs[0], 14.5 * epochs[1]
-        weights = PRESETS[mixture]
+        weights = MIXTURES[mixture]
         assert sum(weights.values()) == pytest.approx(1)
         assert weights["text"] == 0.30
         assert weights["speech"] == pytest.approx(speech / 1000, abs=0.001)
         assert weights["asr"] + weights["tts"] == pytest.approx(pairs / 1000, abs=0.001)
-    assert PRESETS["lst_paper"]["parallel"] / PRESETS["lst_paper"]["text"] == pytest.approx(0.5)
+    assert MIXTURES["lst_paper"]["parallel"] / MIXTURES["lst_paper"]["text"] == pytest.approx(0.5)
 
 
 def test_a_preset_weighs_the_sources_that_are_there():

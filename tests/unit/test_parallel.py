@@ -1,5 +1,6 @@
 """Parallel interleaving: which token belongs to which word, and the block rule of spec 2, 3.2."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,16 +10,21 @@ from hypothesis import strategies as st
 
 from speechquilt.data.interleaving.parallel import (
     ParallelSource,
-    SpokenText,
     draw_blocks,
     interleave_parallel,
     tokens_of_words,
 )
-from speechquilt.types import AlignedWord, UnitEnd
+from speechquilt.types import AlignedTokens, AlignedWord, UnitEnd
 
 
 def words_at(*times: tuple[float, float]) -> list[AlignedWord]:
     return [AlignedWord(text=f"w{k}", start_s=a, end_s=b) for k, (a, b) in enumerate(times)]
+
+
+def aligned(alignment: list[AlignedWord], num_tokens: int, frame_rate: float) -> AlignedTokens:
+    word_T = tokens_of_words(alignment, num_tokens, frame_rate)
+    words = tuple(word.text for word in alignment)
+    return AlignedTokens(id="d", text=" ".join(words), words=words, ids_T=np.arange(num_tokens), word_T=word_T)
 
 
 def encode(text: str) -> list[int]:
@@ -27,18 +33,18 @@ def encode(text: str) -> list[int]:
 
 def test_a_token_belongs_to_the_word_that_holds_its_centre():
     # 10 Hz: centres at 0.05, 0.15, ...
-    result = tokens_of_words(words_at((0.1, 0.3), (0.46, 0.8)), 10, 10.0)
+    result = aligned(words_at((0.1, 0.3), (0.46, 0.8)), 10, 10.0)
     assert result.word_T.tolist() == [-1, 0, 0, -1, -1, 1, 1, 1, -1, -1]
     assert result.unit_end_T.tolist() == [2, 0, 1, 0, 2, 0, 0, 1, 0, 2]  # UnitEnd codes
 
 
 def test_a_word_without_a_token_takes_the_nearest_silence_token():
-    result = tokens_of_words(words_at((0.0, 0.2), (0.46, 0.54), (0.8, 1.0)), 10, 10.0)
+    result = aligned(words_at((0.0, 0.2), (0.46, 0.54), (0.8, 1.0)), 10, 10.0)
     assert result.word_T.tolist() == [0, 0, -1, -1, 1, -1, -1, -1, 2, 2]  # 0.5 is as near to 0.45 as to 0.55: the first
     # never across a neighbour: the silence at 0.25 is nearer in number, but not between w0 and w2
-    squeezed = tokens_of_words(words_at((0.0, 0.2), (0.2, 0.23), (0.23, 1.0)), 10, 10.0)
+    squeezed = aligned(words_at((0.0, 0.2), (0.2, 0.23), (0.23, 1.0)), 10, 10.0)
     assert squeezed.word_T.tolist() == [0, 0] + [2] * 8  # none free: it goes inside its neighbour
-    ends = tokens_of_words(
+    ends = aligned(
         words_at(
             (0.96, 0.99),
         ),
@@ -49,14 +55,14 @@ def test_a_word_without_a_token_takes_the_nearest_silence_token():
 
 
 def test_no_words_and_no_tokens():
-    assert tokens_of_words([], 3, 12.5).word_T.tolist() == [-1, -1, -1]
-    assert tokens_of_words([], 3, 12.5).unit_end_T.tolist() == [UnitEnd.NONE, UnitEnd.NONE, UnitEnd.SILENCE]
-    assert tokens_of_words(words_at((0, 1)), 0, 12.5).word_T.tolist() == []
+    assert aligned([], 3, 12.5).word_T.tolist() == [-1, -1, -1]
+    assert aligned([], 3, 12.5).unit_end_T.tolist() == [UnitEnd.NONE, UnitEnd.NONE, UnitEnd.SILENCE]
+    assert aligned(words_at((0, 1)), 0, 12.5).word_T.tolist() == []
 
 
 def test_unsorted_words_are_an_error():
     with pytest.raises(ValueError, match="'w1' starts before"):
-        tokens_of_words(words_at((0.5, 0.6), (0.1, 0.2)), 10, 10.0)
+        aligned(words_at((0.5, 0.6), (0.1, 0.2)), 10, 10.0)
 
 
 @st.composite
@@ -73,7 +79,7 @@ def alignments(draw):
 @given(alignments())
 def test_words_of_tokens_against_a_plain_loop(case):
     alignment, num_tokens = case
-    result = tokens_of_words(alignment, num_tokens, 12.5)
+    result = aligned(alignment, num_tokens, 12.5)
     spoken = result.word_T[result.word_T >= 0]
     assert (np.diff(spoken) >= 0).all()
     for i in range(num_tokens):
@@ -133,11 +139,13 @@ def test_micro_world_documents_get_several_blocks(num_words):
     assert np.mean(np.array(counts) >= 2) > 0.97
 
 
-def spoken_text(word_T: list[int]) -> SpokenText:
+def spoken_text(word_T: list[int]) -> AlignedTokens:
     num_words = max(word_T, default=-1) + 1
-    return SpokenText(
+    words = tuple(f"w{k}" for k in range(num_words))
+    return AlignedTokens(
         id="d",
-        words=tuple(f"w{k}" for k in range(num_words)),
+        text=" ".join(words),
+        words=words,
         ids_T=np.arange(len(word_T)),
         word_T=np.array(word_T, dtype=np.int32),
     )
@@ -182,7 +190,8 @@ def test_every_word_once_and_silence_split_at_switches(spoken, seed):
 
 
 def test_a_document_whose_words_have_no_tokens_is_text():
-    spoken = SpokenText(id="d", words=("w0", "w1", "w2", "w3"), ids_T=np.arange(0), word_T=np.zeros(0, dtype=np.int32))
+    spoken = spoken_text([])
+    spoken = replace(spoken, text="w0 w1 w2 w3", words=("w0", "w1", "w2", "w3"))
     for seed in range(4):
         (segment,) = interleave_parallel(spoken, np.random.default_rng(seed), encode).segments
         assert segment.modality == "text"
@@ -221,7 +230,7 @@ def test_source_draws_anew_in_every_epoch():
 
 def test_bad_spoken_text_is_refused():
     with pytest.raises(ValueError, match="3 speech tokens but 2"):
-        SpokenText(id="d", words=("a",), ids_T=np.arange(3), word_T=np.array([0, 0]))
+        AlignedTokens(id="d", text="a", words=("a",), ids_T=np.arange(3), word_T=np.array([0, 0]))
     for wrong in ([0, 1], [-2, 0], [0, -1, 0, 1]):
         with pytest.raises(ValueError, match="must rise from 0 to 0"):
-            SpokenText(id="d", words=("a",), ids_T=np.arange(len(wrong)), word_T=np.array(wrong))
+            AlignedTokens(id="d", text="a", words=("a",), ids_T=np.arange(len(wrong)), word_T=np.array(wrong))

@@ -12,7 +12,6 @@ from speechquilt.data.feed.mixture import Mixture
 from speechquilt.data.feed.spoken_documents import as_documents
 from speechquilt.data.interleaving.parallel import (
     ParallelSource,
-    SpokenText,
     draw_blocks,
     interleave_parallel,
     mark_pieces,
@@ -23,7 +22,7 @@ from speechquilt.data.shards.documents import ShardFolder, ShardWriter
 from speechquilt.data.shards.parquet import MANIFEST, ShardInfo
 from speechquilt.data.shards.spoken import SpokenFolder, SpokenWriter, open_shards
 from speechquilt.text import TextTokenizer
-from speechquilt.types import Document, Segment, UnitEnd
+from speechquilt.types import AlignedTokens, Document, Segment, UnitEnd
 
 INFO = ShardInfo(num_text=0, num_speech=50, text_fingerprint="", speech_fingerprint="speech-a")
 TOKENIZER = TextTokenizer.train(["the red fox sees a small house, isn't it? über 東京 42"] * 3, 300)
@@ -37,17 +36,19 @@ def spoken_texts(draw, *, min_words: int = 0, max_words: int = 60):
     for k in range(len(words)):
         word_T += [k] * draw(st.integers(1, 6)) + [-1] * draw(st.integers(0, 5))
     ids_T = np.arange(len(word_T), dtype=np.int32) % 50
-    return SpokenText(
+    return AlignedTokens(
         id=f"d{draw(st.integers(0, 99))}",
+        text=" ".join(words),
         words=tuple(words),
         ids_T=ids_T,
         word_T=np.asarray(word_T, dtype=np.int32),
     )
 
 
-def spoken(words: list[str], tokens_per_word: int = 4, id: str = "d") -> SpokenText:
+def spoken(words: list[str], tokens_per_word: int = 4, id: str = "d") -> AlignedTokens:
     word_T = np.repeat(np.arange(len(words), dtype=np.int32), tokens_per_word)
-    return SpokenText(id=id, words=tuple(words), ids_T=np.arange(len(word_T), dtype=np.int32) % 50, word_T=word_T)
+    ids_T = np.arange(len(word_T), dtype=np.int32) % 50
+    return AlignedTokens(id=id, text=" ".join(words), words=tuple(words), ids_T=ids_T, word_T=word_T)
 
 
 def write(folder, items, **options):
@@ -98,8 +99,10 @@ def test_a_folder_from_before_there_were_kinds_holds_documents(tmp_path):
 
 
 def test_ids_out_of_range_are_refused(tmp_path):
+    word_T = np.zeros(2, np.int32)
+    item = AlignedTokens(id="d", text="a", words=("a",), ids_T=np.array([0, 60]), word_T=word_T)
     with pytest.raises(ValueError, match=r"document 'd': speech ids span 0\.\.60, but the shard's info allows 0\.\.49"):
-        write(tmp_path / "s", [SpokenText(id="d", words=("a",), ids_T=np.array([0, 60]), word_T=np.zeros(2, np.int32))])
+        write(tmp_path / "s", [item])
 
 
 @settings(max_examples=300, deadline=None)
@@ -149,14 +152,14 @@ def test_a_mixture_reads_a_spoken_folder_anew_in_every_epoch(tmp_path):
 def test_pieces_of_the_specs_example():
     # spec 2, 5: span s0..s10, word 1 = [2, 4], word 2 = [6, 9] with pieces [6, 7] and [8, 9]
     word_T = np.array([-1, -1, 0, 0, 0, -1, 1, 1, 1, 1, -1], dtype=np.int32)
-    item = SpokenText(id="d", words=("ab", "cdef"), ids_T=np.arange(11), word_T=word_T)
+    item = AlignedTokens(id="d", text="ab cdef", words=("ab", "cdef"), ids_T=np.arange(11), word_T=word_T)
     lengths = {"ab": [2], "cdef": [2, 2]}
     document = interleave_first_speech(item, lengths.__getitem__)
     N, W, S, P = UnitEnd.NONE, UnitEnd.WORD, UnitEnd.SILENCE, UnitEnd.PIECE
     assert document.segments[0].unit_end_T.tolist() == [N, S, N, N, W, S, N, P, N, W, S]
 
 
-def interleave_first_speech(item: SpokenText, piece_lengths) -> Document:
+def interleave_first_speech(item: AlignedTokens, piece_lengths) -> Document:
     """The document of a seed for which two words become one block of speech."""
     seed = next(s for s in range(50) if draw_blocks(2, np.random.default_rng(s)) == [("speech", 0, 2)])
     return interleave_parallel(item, np.random.default_rng(seed), TOKENIZER.encode, piece_lengths=piece_lengths)
@@ -182,7 +185,7 @@ def test_pieces_divide_the_tokens_of_every_word_by_characters(item, random):
     assert not pieces[item.word_T < 0].any()
 
 
-def interleave_all_speech(item: SpokenText) -> np.ndarray:
+def interleave_all_speech(item: AlignedTokens) -> np.ndarray:
     """Word and silence ends of the whole recording."""
     ended_T = np.append(item.word_T[1:] != item.word_T[:-1], True)[: len(item.word_T)]
     kind_T = np.where(item.word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)

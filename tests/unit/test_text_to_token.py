@@ -1,5 +1,6 @@
 """Examples, packing, sampling and answer reading of the text-to-token stage: everything that needs no trained model."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.text_to_token import network
 from speechquilt.text_to_token.examples import (
-    AlignedTokens,
     TextToTokenDataConfig,
     cut_span,
     draw_span,
@@ -21,7 +22,7 @@ from speechquilt.text_to_token.examples import (
 )
 from speechquilt.text_to_token.generate import EngineConfig, longest_loop, read_answer, sample
 from speechquilt.text_to_token.network import TextToTokenConfig
-from speechquilt.types import IGNORE, UnitEnd
+from speechquilt.types import IGNORE, AlignedTokens, UnitEnd
 from speechquilt.vocab import Special
 
 NUM_SPEECH = 40
@@ -35,13 +36,12 @@ VOCAB = CONFIG.vocab
 def utterance(runs: list[tuple[int, int]], words: tuple[str, ...], seed: int = 0) -> AlignedTokens:
     """`runs`: (word index or -1, tokens) in order."""
     word_T = np.concatenate([np.full(n, w) for w, n in runs])
-    kind_T = np.where(word_T < 0, UnitEnd.SILENCE, UnitEnd.WORD)
     return AlignedTokens(
+        id="u",
         text=" ".join(words).capitalize() + ".",
         words=words,
         ids_T=np.random.default_rng(seed).integers(0, NUM_SPEECH, len(word_T)),
-        word_of_token_T=word_T,
-        unit_end_T=np.where(np.append(word_T[1:] != word_T[:-1], True), kind_T, UnitEnd.NONE).astype(np.uint8),
+        word_T=word_T,
     )
 
 
@@ -140,13 +140,13 @@ def test_drawn_spans_are_runs_of_words_with_their_tokens(seed, max_words):
     spoken = random_utterance(seed)
     example = draw_span(spoken, TOKENIZER, np.random.default_rng(seed), max_words)
     if example is None:
-        assert (spoken.word_of_token_T < 0).all()
+        assert (spoken.word_T < 0).all()
         return
-    owners = np.unique(spoken.word_of_token_T[spoken.word_of_token_T >= 0])
+    owners = np.unique(spoken.word_T[spoken.word_T >= 0])
     found = []
     for i, first in enumerate(owners):
         for last in owners[i : i + max_words]:
-            span_T = (spoken.word_of_token_T >= first) & (spoken.word_of_token_T <= last)
+            span_T = (spoken.word_T >= first) & (spoken.word_T <= last)
             cut = slice(int(np.flatnonzero(span_T)[0]), int(np.flatnonzero(span_T)[-1]) + 1)
             found.append((" ".join(spoken.words[first : last + 1]), spoken.ids_T[cut].tolist()))
     assert (example.text, example.ids_T.tolist()) in found
@@ -165,10 +165,10 @@ def test_every_span_length_is_drawn():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"unit_end_T": np.array([1], dtype=np.uint8)}, "one of each"),
-        ({"unit_end_T": np.array([0, 0, 2], dtype=np.uint8)}, "unit_end_T must be set"),
-        ({"word_of_token_T": np.array([1, 0, 0])}, "must rise"),
-        ({"word_of_token_T": np.array([0, 1, 2])}, "at most 1"),
+        ({"word_T": np.array([0])}, "one of each"),
+        ({"word_T": np.array([0, -2, 1])}, "must rise"),
+        ({"word_T": np.array([1, 0, 0])}, "must rise"),
+        ({"word_T": np.array([0, 1, 2])}, "from 0 to 1"),
     ],
 )
 def test_inconsistent_alignments_are_refused(change, message):
@@ -339,6 +339,28 @@ def test_answers_are_refused_with_their_reason(ids, num_text, reason):
     assert span.unit_end_T.dtype == np.uint8
     assert span.unit_end_T[-1] in (UnitEnd.WORD, UnitEnd.SILENCE)
     assert len(span.ids_T) == len(span.unit_end_T)
+
+
+@pytest.mark.parametrize("num_speech", [2, 3, 12, 27, 28, 90])
+def test_answers_are_refused_as_their_twins_at_another_frame_rate(num_speech):
+    def reason(times: int) -> str:
+        ids = np.array([7, *(S + i % 40 for i in range(num_speech * times)), WORD_END, EOS])
+        return read_answer(ids, VOCAB, 3, EngineConfig().for_frame_rate(12.5 * times)).reject
+
+    assert reason(4) == reason(1)
+    assert EngineConfig().for_frame_rate(12.5) == EngineConfig()
+    assert EngineConfig().for_frame_rate(50).cap_per_token == 40
+
+
+def test_a_model_folder_keeps_its_frame_rate_and_an_older_one_has_the_papers(tmp_path):
+    network.save(tmp_path, replace(CONFIG, frame_rate=50.0).build(), TOKENIZER, "speech")
+    loaded = network.load(tmp_path)
+    speaker = EngineConfig().build(loaded.model, loaded.tokenizer)
+    assert (speaker.frame_rate, speaker.config.max_per_token) == (50.0, 36.0)
+    ours = json.loads((tmp_path / network.OURS).read_text())
+    del ours["frame_rate"]
+    (tmp_path / network.OURS).write_text(json.dumps(ours))
+    assert network.describe(tmp_path).config.frame_rate == 12.5
 
 
 @settings(max_examples=80, deadline=None)

@@ -6,16 +6,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from speechquilt.data.interleaving.parallel import (
-    SILENCE,
-    ParallelSource,
-    PieceLengths,
-    SpokenText,
-    SpokenTexts,
-    TextEncode,
-)
+from speechquilt.data.interleaving.parallel import ParallelSource, PieceLengths, SpokenTexts, TextEncode
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder
+from speechquilt.types import SILENCE, AlignedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +61,15 @@ class JoinedTexts:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> SpokenText:
+    def __getitem__(self, index: int) -> AlignedTokens:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         parts = [self.spoken[n] for n in range(self._starts[index], self._starts[index + 1])]
         first_word = accumulate((len(part.words) for part in parts[:-1]), initial=0)
         word_T = [np.where(p.word_T == SILENCE, SILENCE, p.word_T + first) for p, first in zip(parts, first_word)]
-        return SpokenText(
+        return AlignedTokens(
             id=parts[0].id if len(parts) == 1 else f"{parts[0].id}+{len(parts) - 1}",
+            text=" ".join(part.text for part in parts),
             words=tuple(word for part in parts for word in part.words),
             ids_T=np.concatenate([part.ids_T for part in parts]),
             word_T=np.concatenate(word_T).astype(np.int32),

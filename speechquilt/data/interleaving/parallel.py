@@ -7,7 +7,6 @@ the blocks of a document together hold fewer speech tokens than the recording.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Protocol
@@ -16,9 +15,8 @@ import numpy as np
 
 from speechquilt.config import fingerprint
 from speechquilt.text import TextTokenizer
-from speechquilt.types import AlignedWord, Document, Modality, Segment, UnitEnd
+from speechquilt.types import SILENCE, AlignedTokens, AlignedWord, Document, Modality, Segment, UnitEnd
 
-SILENCE = -1  # word index of a token that belongs to no word
 MIN_TEXT_WORDS, MAX_TEXT_WORDS = 5, 30
 MAX_TEXT_SHARE = 0.6  # of the document's words, so that speech is left
 MAX_FIRST_SPEECH_WORDS = 15
@@ -30,47 +28,17 @@ TextEncode = Callable[[str], Sequence[int]]
 PieceLengths = Callable[[str], Sequence[int]]  # a word -> the characters of each of its text pieces
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenWords:
-    """`word_T` int32: the word each speech token belongs to, SILENCE for none; `unit_end_T` as in `types.Segment`."""
-
-    word_T: np.ndarray
-    unit_end_T: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpokenText:
-    """A spoken document: its words, its speech tokens (local ids) and the word of each token (`tokens_of_words`)."""
-
-    id: str
-    words: tuple[str, ...]
-    ids_T: np.ndarray
-    word_T: np.ndarray
-
-    def __post_init__(self) -> None:
-        if len(self.ids_T) != len(self.word_T):
-            raise ValueError(f"{self.id}: {len(self.ids_T)} speech tokens but {len(self.word_T)} word indices")
-        spoken = self.word_T[self.word_T != SILENCE]
-        if len(spoken) and (spoken.min() < 0 or spoken.max() >= len(self.words) or (np.diff(spoken) < 0).any()):
-            raise ValueError(
-                f"{self.id}: word_T must rise from 0 to {len(self.words) - 1} between silences ({SILENCE})"
-            )
-
-    def segment(self) -> Segment:
-        """The whole recording, with the ends of its words and silences."""
-        return Segment(modality="speech", ids_T=self.ids_T, unit_end_T=_unit_ends(self.word_T))
-
-
 class SpokenTexts(Protocol):
     """Spoken documents by index: a `spoken.SpokenFolder`, or a list."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> SpokenText: ...
+    def __getitem__(self, index: int, /) -> AlignedTokens: ...
 
 
-def tokens_of_words(alignment: Sequence[AlignedWord], num_tokens: int, frame_rate: float) -> TokenWords:
-    """Which word each of `num_tokens` tokens at `frame_rate` Hz belongs to (spec 2, 4 "Frames to tokens").
+def tokens_of_words(alignment: Sequence[AlignedWord], num_tokens: int, frame_rate: float) -> np.ndarray:
+    """-> `word_T` int32: which word each of `num_tokens` tokens at `frame_rate` Hz belongs to, SILENCE for none (spec 2, 4
+    "Frames to tokens").
 
     A token belongs to the word whose interval holds the token's centre. A word without a token takes the nearest silence
     token between its neighbours' tokens; when there is none it goes without, inside its neighbour's tokens.
@@ -94,7 +62,7 @@ def tokens_of_words(alignment: Sequence[AlignedWord], num_tokens: int, frame_rat
             if low < high:  # only silence lies between the neighbours
                 centre = (start_W[word] + end_W[word]) / 2
                 word_T[low + np.argmin(np.abs(centre_T[low:high] - centre))] = word
-    return TokenWords(word_T=word_T, unit_end_T=_unit_ends(word_T))
+    return word_T
 
 
 def draw_blocks(num_words: int, rng: np.random.Generator) -> list[tuple[Modality, int, int]]:
@@ -120,7 +88,7 @@ def draw_blocks(num_words: int, rng: np.random.Generator) -> list[tuple[Modality
 
 
 def interleave_parallel(
-    spoken: SpokenText,
+    spoken: AlignedTokens,
     rng: np.random.Generator,
     text_encode: TextEncode,
     *,
@@ -134,7 +102,7 @@ def interleave_parallel(
     """
     first_W, end_W = _token_ranges(spoken)
     low_W, high_W = _with_silence(first_W, end_W, len(spoken.ids_T))
-    unit_end_T = _unit_ends(spoken.word_T)
+    unit_end_T = spoken.unit_end_T
     if piece_lengths is not None:
         unit_end_T = mark_pieces(unit_end_T, spoken.word_T, spoken.words, piece_lengths)
     segments = []
@@ -266,15 +234,7 @@ def _ended(word: int) -> UnitEnd:
     return UnitEnd.SILENCE if word == SILENCE else UnitEnd.WORD
 
 
-def _unit_ends(word_T: np.ndarray) -> np.ndarray:
-    """`UnitEnd` codes: the last token of every word and of every maximal run of silence."""
-    ends_T = np.ones(len(word_T), dtype=bool)
-    ends_T[:-1] = word_T[1:] != word_T[:-1]
-    kind_T = np.where(word_T == SILENCE, UnitEnd.SILENCE, UnitEnd.WORD)
-    return np.where(ends_T, kind_T, UnitEnd.NONE).astype(np.uint8)
-
-
-def _token_ranges(spoken: SpokenText) -> tuple[np.ndarray, np.ndarray]:
+def _token_ranges(spoken: AlignedTokens) -> tuple[np.ndarray, np.ndarray]:
     """First token and end of every word; a word without a token is an empty range where the word before it ends."""
     num_words = len(spoken.words)
     token_N = np.flatnonzero(spoken.word_T != SILENCE)

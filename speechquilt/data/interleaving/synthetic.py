@@ -18,14 +18,13 @@ from speechquilt.config import fingerprint
 from speechquilt.data.interleaving.placement import Run, draw_lengths, place_anywhere, place_in_runs
 from speechquilt.data.interleaving.speakable import language_of, scripts_of, unspeakable_words
 from speechquilt.data.interleaving.verbalise import verbalise
+from speechquilt.span_length import LEAST, MOST, USUAL_RATE, at_rate, misfit
 from speechquilt.types import Document, Modality, Segment, SpokenSpan
 
 # Han, kana: written without spaces, so that without a segmenter every character counts as a word.
 _CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
 _CLOSING = "[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\u2026\u300d\u300f\u3011\uff09]*"
 _WORD = re.compile(rf"\s*(?:{_CHARACTER}|(?:(?!{_CHARACTER})\S)+){_CLOSING}")
-JUDGED_FROM = 3  # text tokens; shorter spans are too short to judge by their rate
-SPEECH_PER_TEXT = (1, 9)  # least and most speech tokens per text token of a believable span, at 12.5 Hz
 
 
 class Piece(NamedTuple):
@@ -197,13 +196,15 @@ def assemble(
     spoken: Sequence[SpokenSpan],
     text_encode: Callable[[str], Sequence[int]],
     *,
+    frame_rate: float = USUAL_RATE,
     source: str = "interleaved",
     stats: InterleaveStats | None = None,
 ) -> Document:
     """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
-    without the white space around it (the text tokenizer prefixes a space). `stats`, if given, is added to.
+    without the white space around it (the text tokenizer prefixes a space). `frame_rate`: speech tokens per second.
+    `stats`, if given, is added to.
     Raises ValueError when `spoken` does not have one entry per span.
     """
     num_spans = sum(piece.modality == "speech" for piece in plan.pieces)
@@ -217,7 +218,11 @@ def assemble(
     spans = iter(zip(spoken, plan.spoken_spans))
     for piece in plan.pieces:
         stats.words += len(split_words(piece.text))
-        run = piece.text if piece.modality == "text" else _accepted(piece, *next(spans), text_encode, stats)
+        if piece.modality == "text":
+            run: str | SpokenSpan = piece.text
+        else:
+            span, said = next(spans)
+            run = _counted(piece, span, reject_reason(span, len(text_encode(said)), frame_rate), stats)
         if isinstance(run, str) and runs and isinstance(runs[-1], str):
             runs[-1] += run
         else:
@@ -229,12 +234,9 @@ def assemble(
     )
 
 
-def _accepted(
-    piece: Piece, span: SpokenSpan, said: str, text_encode: Callable[[str], Sequence[int]], stats: InterleaveStats
-) -> str | SpokenSpan:
-    """The span, or the text that it stands for when it is refused; either is counted."""
+def _counted(piece: Piece, span: SpokenSpan, reason: str, stats: InterleaveStats) -> str | SpokenSpan:
+    """The span, or the text that it stands for when there is a reason to refuse it; either is counted."""
     stats.spans += 1
-    reason = reject_reason(span, len(text_encode(said)))
     if reason:
         stats.rejects[reason] += 1
         return piece.text
@@ -242,18 +244,16 @@ def _accepted(
     return span
 
 
-def reject_reason(span: SpokenSpan, num_text: int) -> str:
+def reject_reason(span: SpokenSpan, num_text: int, frame_rate: float = USUAL_RATE) -> str:
     """Why a spoken span may not be used, "" when it may (spec 1, 5.2 step 5); `num_text` text tokens were spoken."""
     if span.reject:
         return span.reject
     if len(span.ids_T) == 0:
         return "no speech tokens"
-    least, most = SPEECH_PER_TEXT
-    if num_text >= JUDGED_FROM and len(span.ids_T) < least * num_text:
-        return f"fewer than {least} speech tokens per text token"
-    if num_text >= JUDGED_FROM and len(span.ids_T) > most * num_text:
-        return f"more than {most} speech tokens per text token"
-    return ""
+    least, most = at_rate(LEAST, frame_rate), at_rate(MOST, frame_rate)
+    found = misfit(len(span.ids_T), num_text, least, most)
+    bound = {"few": f"fewer than {least:g}", "many": f"more than {most:g}"}
+    return f"{bound[found]} speech tokens per text token" if found else ""
 
 
 def _num_spoken(num_words: int, ratio: float) -> int:

@@ -10,30 +10,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from speechquilt.data.interleaving.parallel import SpokenText
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.parquet import ItemFolder, ItemWriter, ShardKind, kind_of
+from speechquilt.types import AlignedTokens
 
 
 class _Spoken:
     """One shard as flat arrays and offsets."""
 
     def __init__(self, column: dict[str, Any]) -> None:
-        self._id, self._words = column["id"], column["words"]
+        self._id, self._text, self._words = column["id"], column["text"], column["words"]
         self._starts = column["ids"].offsets.to_numpy()
         self._ids, self._word = column["ids"].values.to_numpy(), column["word"].values.to_numpy()
 
-    def __call__(self, row: int) -> SpokenText:
+    def __call__(self, row: int) -> AlignedTokens:
         tokens = slice(self._starts[row], self._starts[row + 1])
-        return SpokenText(
+        return AlignedTokens(
             id=self._id[row].as_py(),
+            text=self._text[row].as_py(),
             words=tuple(self._words[row].as_py()),
             ids_T=self._ids[tokens],
             word_T=self._word[tokens],
         )
 
 
-def _columns(spoken: list[SpokenText]) -> dict[str, list[Any]]:
+def _columns(spoken: list[AlignedTokens]) -> dict[str, list[Any]]:
     return {
         "id": [s.id for s in spoken],
         "words": [list(s.words) for s in spoken],
@@ -42,7 +43,7 @@ def _columns(spoken: list[SpokenText]) -> dict[str, list[Any]]:
     }
 
 
-SPOKEN = ShardKind[SpokenText](
+SPOKEN = ShardKind[AlignedTokens](
     name="spoken texts",
     schema=pa.schema(
         [
@@ -59,13 +60,13 @@ SPOKEN = ShardKind[SpokenText](
 )
 
 
-class SpokenWriter(ItemWriter[SpokenText]):
+class SpokenWriter(ItemWriter[AlignedTokens]):
     """Writes spoken texts."""
 
     kind = SPOKEN
 
 
-class SpokenFolder(ItemFolder[SpokenText]):
+class SpokenFolder(ItemFolder[AlignedTokens]):
     """Reads spoken texts."""
 
     kind = SPOKEN

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections import ChainMap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import speechquilt
-from speechquilt import config as configs
+from speechquilt.config import fingerprint
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
 from speechquilt.evals import results
@@ -43,7 +43,6 @@ from speechquilt.stages.training_documents import (
     pair_documents,
     shard_info,
     speech_documents,
-    speech_segment,
     spoken_texts,
     text_documents,
     text_segment,
@@ -258,7 +257,9 @@ def train_and_evaluate(config: ToyConfig, name: str, made: Prepared) -> dict[str
     lm_dir = stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, made.shards, text_tokenizer_of(tokenizer), folder, name),
+        lambda folder: train_lm(
+            recipe, made.shards, text_tokenizer_of(tokenizer), folder, name, tokenizer_dir=made.tokenizer_dir
+        ),
         what=f"a speech-text language model: {describe_run(run)}",
     )
     stages.stage(
@@ -306,15 +307,16 @@ def make_shards(
     text_tokenizer = text_tokenizer_of(tokenizer)
     loaded = network.load(speaker_dir)
     engine = config.text_to_token.engine.build(loaded.model, loaded.tokenizer)
-    sentences, spoken = encode_utterances(tokenizer, corpus.sentences), encode_utterances(tokenizer, corpus.spoken)
-    sentence_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.sentences)]
-    spoken_ids = [f"{u.id}/{i}" for i, u in enumerate(corpus.spoken)]
+    sentences, spoken = (
+        encode_utterances(tokenizer, [replace(u, id=f"{u.id}/{i}") for i, u in enumerate(utterances)])
+        for utterances in (corpus.sentences, corpus.spoken)
+    )
     stats = InterleaveStats()
     documents = {
         "text": text_documents(corpus.texts, text_tokenizer),
-        "speech": speech_documents(spoken_ids, spoken),
-        "asr": pair_documents("asr", sentence_ids, sentences, text_tokenizer),
-        "tts": pair_documents("tts", sentence_ids, sentences, text_tokenizer),
+        "speech": speech_documents(spoken),
+        "asr": pair_documents("asr", sentences, text_tokenizer),
+        "tts": pair_documents("tts", sentences, text_tokenizer),
         "interleaved": interleaved_documents(
             corpus.to_interleave, engine, text_tokenizer, config.interleave_passes, config.interleave, stats
         ),
@@ -324,7 +326,7 @@ def make_shards(
     for source in SOURCES:
         info = shard_info(vocab, text_tokenizer, tokenizer.fingerprint, recipe="toy", source=source)
         if source == "parallel":
-            recordings = spoken_texts(spoken_ids[: corpus.num_parallel], spoken)
+            recordings = spoken_texts(spoken[: corpus.num_parallel])
             counts = write_spoken(folder / source, info, recordings)
         else:
             counts = write_documents(folder / source, info, documents[source])
@@ -357,7 +359,7 @@ def evaluate(
     write_json(folder / "details.json", details)
     stories = [s.text for s in world.stories(2 * num_stories, "test")]
     spoken = encode_utterances(tokenizer, speak(speaker, stories, "speak test stories"))
-    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([speech_segment(t) for t in spoken])
+    flat[f"lm.{name}.speech_loss"] = scorer.mean_loss([t.segment() for t in spoken])
     flat[f"lm.{name}.text_loss"] = scorer.mean_loss(
         [text_segment(text_tokenizer_of(tokenizer), text) for text in stories]
     )
@@ -372,7 +374,7 @@ def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
 
     flat = {
         "run.recipe": "toy",
-        "run.fingerprint": configs.fingerprint(config),
+        "run.fingerprint": fingerprint(config),
         "run.version": speechquilt.__version__,
         "run.torch": str(torch.__version__),
         "run.device": "cuda" if torch.cuda.is_available() else "cpu",
