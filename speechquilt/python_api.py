@@ -13,7 +13,7 @@ from speechquilt.evals.scorer import Request, Scorer
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import encode_all
 from speechquilt.stages.train_lm import load_scorer
-from speechquilt.stages.training_documents import speak_spans
+from speechquilt.stages.training_documents import speak_spans, text_segment
 from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
@@ -59,17 +59,17 @@ def interleave(speaker: TextToTokenEngine, text: str, *, ratio: float = 0.3, see
     """Text -> a document in which the share `ratio` of its words are speech tokens; another `seed`, other words."""
     plan = synthetic.plan("text", text, 0, InterleaveConfig(ratio=ratio, seed=seed))
     (spans,) = speak_spans([plan], speaker)
-    return synthetic.assemble(plan, spans, speaker.tokenizer.encode)
+    return synthetic.assemble(plan, spans, speaker.tokenizer.encode_run)
 
 
 def score(lm: LanguageModel, prompt: Part, endings: Sequence[Part]) -> list[float]:
     """Mean log-probability per token of each ending after the prompt, in nats."""
     context = (_segment(lm, prompt),)
-    found = lm.scorer.log_likelihoods([Request(context, _segment(lm, ending)) for ending in endings])
+    found = lm.scorer.log_likelihoods([Request(context, _segment(lm, ending, inside=True)) for ending in endings])
     return [float(likelihood.mean) for likelihood in found]
 
 
-def _segment(lm: LanguageModel, part: Part) -> Segment:
+def _segment(lm: LanguageModel, part: Part, inside: bool = False) -> Segment:
     if isinstance(part, str):
-        return Segment(modality="text", ids_T=np.asarray(lm.text_tokenizer.encode(part), dtype=np.int32))
+        return text_segment(lm.text_tokenizer, part, inside=inside)
     return Segment(modality="speech", ids_T=np.asarray(part, dtype=np.int32))

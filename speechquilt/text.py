@@ -10,12 +10,20 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+SPACES = ("\u0120", "\u2581", " ")  # how byte-level BPE, SentencePiece and plain vocabularies write a space
+
 
 class TextTokenizer:
-    """Text <-> ids 0 .. size - 1. A space is put before every text, so a word has the same ids at its start and inside."""
+    """Text <-> ids 0 .. size - 1.
+
+    Ours puts a space before every text, so a word has the same ids at its start and inside; `prefixes_space` says so.
+    Those of most text models (SmolLM2, Llama 3, Qwen, Whisper) put none: for them a word inside a text is its space and
+    itself, and white space has to reach `encode`. `encode_run` and `encode_inside` do what either kind needs.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.prefixes_space = self._prefixes_space()
 
     @property
     def size(self) -> int:
@@ -50,8 +58,22 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_run(self, text: str) -> list[int]:
+        """A run of a document, given with the white space that belongs to it."""
+        return self.encode(text.strip() if self.prefixes_space else text)
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Text that stands behind a space, inside a document."""
+        return self.encode(text if self.prefixes_space else f" {text}")
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(list(ids)).strip()
+
+    def _prefixes_space(self) -> bool:
+        """Whether a text begins with a space of the tokenizer's own, or white space at its start makes no difference."""
+        plain = self._tokenizer.encode("a", add_special_tokens=False)
+        opened = bool(plain.tokens) and plain.tokens[0].startswith(SPACES)
+        return opened or plain.ids == self._tokenizer.encode(" a", add_special_tokens=False).ids
 
 
 def spoken_form(text: str) -> str:

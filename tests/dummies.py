@@ -1,12 +1,14 @@
 """Random documents and batches for tests: small, seeded, with every awkward case (empty, short and cut spans)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from speechquilt.protocols import Patcher
+from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Segment
 from speechquilt.vocab import Vocab
 
@@ -65,3 +67,28 @@ def make_batch(rows: Sequence[Sequence[LaidOut]], patcher: Patcher | None = None
         opens_BT=None if patcher is None else torch.from_numpy(opens_BT),
         closes_BT=None if patcher is None else torch.from_numpy(closes_BT),
     ).validate()
+
+
+class BaseTextTokenizer(TextTokenizer):
+    """As a text model's own: no space is put before a text."""
+
+    def decode_as_is(self, ids: Iterable[int]) -> str:
+        """With the white space around it."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def base_text_tokenizer(
+    texts: Iterable[str], vocab_size: int = 320, specials: Sequence[str] = ("<|endoftext|>", "<|im_start|>")
+) -> BaseTextTokenizer:
+    """A small byte-level BPE without a prefixed space, its special tokens first, as SmolLM2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(specials),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return BaseTextTokenizer(tokenizer)

@@ -170,7 +170,7 @@ class InterleaveTask:
 
     def _interleave(self, batch: Sequence[_Planned], out: TaskWriter, tally: _Tally) -> int:
         """-> tokens of the documents written, text and speech."""
-        encode = self.engine.tokenizer.encode
+        encode = self.engine.tokenizer.encode_run
         num_tokens = 0
         for planned, spans in zip(batch, speak_spans([p.plan for p in batch], self.engine)):
             document = synthetic.assemble(

@@ -49,7 +49,7 @@ def _items(path: Path, tokenizer: SupervisedTokenizer) -> Iterator[ChoiceItem]:
                 id=id,
                 cluster=str(row.get("cluster", id)),
                 prompt=(_part(row["prompt"], path.parent, tokenizer),),
-                endings=tuple(_part(part, path.parent, tokenizer) for part in row["endings"]),
+                endings=tuple(_part(part, path.parent, tokenizer, inside=True) for part in row["endings"]),
                 answer=row["answer"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -58,8 +58,8 @@ def _items(path: Path, tokenizer: SupervisedTokenizer) -> Iterator[ChoiceItem]:
             ) from error
 
 
-def _part(part: dict[str, str], folder: Path, tokenizer: SupervisedTokenizer) -> Segment:
+def _part(part: dict[str, str], folder: Path, tokenizer: SupervisedTokenizer, inside: bool = False) -> Segment:
     if "text" in part:
-        return text_segment(text_tokenizer_of(tokenizer), part["text"])
+        return text_segment(text_tokenizer_of(tokenizer), part["text"], inside=inside)
     wave = audio.resample(audio.check(audio.load(folder / part["audio"])), tokenizer.sample_rate)
     return Segment(modality="speech", ids_T=encode_all(tokenizer, [wave], what=part["audio"])[0])

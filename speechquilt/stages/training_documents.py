@@ -88,7 +88,7 @@ def pair_documents(
     for tokens in spoken:
         if task == "asr":
             context = [text_segment(tokenizer, INSTRUCTIONS["asr"], loss=False), tokens.segment(loss=False)]
-            target = text_segment(tokenizer, tokens.text)
+            target = text_segment(tokenizer, tokens.text, inside=True)
         else:
             context = [text_segment(tokenizer, f"{INSTRUCTIONS['tts']} {tokens.text}", loss=False)]
             target = tokens.segment()
@@ -118,7 +118,7 @@ def interleaved_documents(
     progress = tqdm(total=passes * len(texts), desc="interleave", unit="doc", mininterval=5.0)
     while batch := [p for _, p in zip(range(chunk), plans)]:
         for (text, plan), spans in zip(batch, speak_spans([plan for _, plan in batch], speaker)):
-            document = synthetic.assemble(plan, spans, tokenizer.encode, frame_rate=speaker.frame_rate, stats=stats)
+            document = synthetic.assemble(plan, spans, tokenizer.encode_run, frame_rate=speaker.frame_rate, stats=stats)
             yield document, text.text
         progress.update(len(batch))
     progress.close()
@@ -131,5 +131,7 @@ def speak_spans(plans: Sequence[synthetic.InterleavePlan], speaker: TextToToken)
     return [[next(spoken) for _ in plan.spans] for plan in plans]
 
 
-def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True) -> Segment:
-    return Segment(modality="text", ids_T=np.asarray(tokenizer.encode(text), dtype=np.int32), loss=loss)
+def text_segment(tokenizer: TextTokenizer, text: str, *, loss: bool = True, inside: bool = False) -> Segment:
+    """A text as it is; `inside`: it does not open its document, so a space stands before it."""
+    ids = tokenizer.encode_inside(text) if inside else tokenizer.encode(text)
+    return Segment(modality="text", ids_T=np.asarray(ids, dtype=np.int32), loss=loss)

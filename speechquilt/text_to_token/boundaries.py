@@ -96,7 +96,7 @@ class _Search:
     def __init__(self, model: TextToTokenLM, tokenizer: TextTokenizer, items: Sequence[Spoken], beam: int) -> None:
         self.model, self.vocab, self.beam = model, model.vocab, beam
         self.device = model.lm_head.weight.device
-        self.cues = [[tokenizer.encode(word) for word in item.words] for item in items]
+        self.cues = [[tokenizer.encode_inside(word) for word in item.words] for item in items]
         self.speech = [self.vocab.to_model("speech", item.ids_T).tolist() for item in items]
 
     def run(self) -> list[np.ndarray]:

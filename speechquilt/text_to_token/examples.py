@@ -121,7 +121,7 @@ def _example(
     if not (word_T >= 0).any():
         return None
     ids_T = np.asarray(ids_T, dtype=np.int64)
-    cues = [np.asarray(tokenizer.encode(form), dtype=np.int64) for form in forms]
+    cues = [np.asarray(tokenizer.encode_inside(form), dtype=np.int64) for form in forms]
     units: list[Unit] = []
     num_said = 0
 

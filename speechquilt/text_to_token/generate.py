@@ -158,7 +158,7 @@ def request_of(
         return None, "empty text"
     if not any(c.isalnum() for c in plain):
         return None, "nothing speakable"
-    cues = [tokenizer.encode(c) for c in (plain.split() if cue == "word" else [plain])]
+    cues = [tokenizer.encode_inside(c) for c in (plain.split() if cue == "word" else [plain])]
     num_text = sum(map(len, cues))
     if num_text > config.max_text_tokens:
         return None, f"text longer than {config.max_text_tokens} tokens"

@@ -24,7 +24,7 @@ MIN_BLOCK_WORDS = 2
 MIN_LAST_WORDS = 3  # a shorter block at the end of the document joins the one before it
 KNOWN_WORDS = 1 << 17  # words whose ids or pieces are remembered
 
-TextEncode = Callable[[str], Sequence[int]]
+TextEncode = Callable[[str], Sequence[int]]  # gets the space before a run that does not open its document
 PieceLengths = Callable[[str], Sequence[int]]  # a word -> the characters of each of its text pieces
 
 
@@ -108,7 +108,8 @@ def interleave_parallel(
     segments = []
     for modality, a, b in _runs(draw_blocks(len(spoken.words), rng), first_W, end_W):
         if modality == "text":
-            ids_T = np.asarray(text_encode(" ".join(spoken.words[a:b])), dtype=np.int32)
+            text = " ".join(spoken.words[a:b])
+            ids_T = np.asarray(text_encode(f" {text}" if a else text), dtype=np.int32)
             segments.append(Segment(modality="text", ids_T=ids_T))
             continue
         part = slice(low_W[a], high_W[b - 1])
@@ -174,7 +175,7 @@ class ParallelSource:
 
 
 def word_by_word(tokenizer: TextTokenizer) -> TextEncode:
-    """`tokenizer.encode` that remembers the ids of words, where the tokenizer never merges across a space.
+    """`tokenizer.encode_run` that remembers the ids of words, where the tokenizer never merges across a space.
 
     That is byte-level BPE which cuts at spaces first and gives a text its leading space, as ours does; any other
     tokenizer encodes every block as a whole.
@@ -183,11 +184,11 @@ def word_by_word(tokenizer: TextTokenizer) -> TextEncode:
     cuts = stages["pre_tokenizer"] or {}
     prefixed = cuts.get("type") == "ByteLevel" and cuts.get("add_prefix_space") and cuts.get("use_regex", True)
     if not prefixed or stages["normalizer"] or stages["post_processor"] or stages["added_tokens"]:
-        return tokenizer.encode
+        return tokenizer.encode_run
     word_ids = lru_cache(KNOWN_WORDS)(tokenizer.encode)
 
     def encode(text: str) -> list[int]:
-        words = text.split(" ")
+        words = text.removeprefix(" ").split(" ")
         if "" in words:  # several spaces together are tokens of their own
             return tokenizer.encode(text)
         return [i for word in words for i in word_ids(word)]
@@ -201,7 +202,7 @@ def word_pieces(tokenizer: TextTokenizer) -> PieceLengths:
 
     @lru_cache(KNOWN_WORDS)
     def lengths(word: str) -> tuple[int, ...]:
-        found = tuple(len(tokenizer.decode([i])) for i in tokenizer.encode(word))
+        found = tuple(len(tokenizer.decode([i])) for i in tokenizer.encode_inside(word))
         return found if any(found) else (1,)
 
     return lengths

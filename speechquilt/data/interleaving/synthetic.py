@@ -203,8 +203,8 @@ def assemble(
     """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
-    without the white space around it (the text tokenizer prefixes a space). `frame_rate`: speech tokens per second.
-    `stats`, if given, is added to.
+    by `text_encode` (`TextTokenizer.encode_run`), with its white space; only the space that opens a spoken word goes
+    with that word. `frame_rate`: speech tokens per second. `stats`, if given, is added to.
     Raises ValueError when `spoken` does not have one entry per span.
     """
     num_spans = sum(piece.modality == "speech" for piece in plan.pieces)
@@ -227,11 +227,21 @@ def assemble(
             runs[-1] += run
         else:
             runs.append(run)
+    behind = [*(not isinstance(run, str) for run in runs[1:]), False]  # whether speech follows
     return Document(
         id=f"{plan.document_id}/pass{plan.pass_index}",
         source=source,
-        segments=tuple(_segment(run, text_encode) for run in runs if not isinstance(run, str) or run.strip()),
+        segments=tuple(
+            _segment(_without_word_space(run) if isinstance(run, str) and spoken else run, text_encode)
+            for run, spoken in zip(runs, behind)
+            if not isinstance(run, str) or run.strip()
+        ),
     )
+
+
+def _without_word_space(text: str) -> str:
+    """A run in front of a spoken span: the last space opens the spoken word, whose token would hold it."""
+    return text.removesuffix(" ")
 
 
 def _counted(piece: Piece, span: SpokenSpan, reason: str, stats: InterleaveStats) -> str | SpokenSpan:
@@ -288,5 +298,5 @@ def _pieces(text: str, words: list[str], spans: list[tuple[int, int]]) -> list[P
 
 def _segment(run: str | SpokenSpan, text_encode: Callable[[str], Sequence[int]]) -> Segment:
     if isinstance(run, str):
-        return Segment(modality="text", ids_T=np.asarray(text_encode(run.strip()), dtype=np.int32))
+        return Segment(modality="text", ids_T=np.asarray(text_encode(run), dtype=np.int32))
     return Segment(modality="speech", ids_T=np.asarray(run.ids_T, dtype=np.int32), unit_end_T=run.unit_end_T)

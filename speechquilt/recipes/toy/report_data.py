@@ -257,7 +257,7 @@ def _samples(shards: Mapping[str, Path], tokenizer: SupervisedTokenizer) -> list
     samples = []
     for source in ("interleaved", "parallel"):
         folder = open_shards(shards[source])
-        documents = as_documents(folder, text_tokenizer.encode)
+        documents = as_documents(folder, text_tokenizer.encode_run)
         for i in np.linspace(0, len(folder) - 1, NUM_SAMPLES // 2 + 2, dtype=int)[1:-1].tolist():
             runs = []
             for segment in documents[i].segments:
