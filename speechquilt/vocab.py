@@ -35,6 +35,9 @@ class Vocab:
     """Ids of the text tokenizer, 0 to num_text - 1."""
     num_speech: int
     """Entries of the speech tokenizer's codebook; their ids follow the special tokens'."""
+    opening_marker: bool = True
+    """Whether text that opens a document has its marker, as in the papers. Without it the document begins as those that
+    a text model was trained on: BOS, then text."""
 
     @property
     def size(self) -> int:
@@ -87,25 +90,33 @@ class Vocab:
         """Mask of model ids (numpy, torch or one int) that are text tokens, not special ones."""
         return ids < self.num_text
 
+    def num_laid_out(self, document: Document) -> int:
+        """Tokens of `lay_out`."""
+        num_markers = len(document.segments) - self._opens_bare(document)
+        return document.num_tokens() + num_markers + 2
+
     def lay_out(self, document: Document) -> LaidOut:
-        """BOS, then a marker and the ids of every segment, then EOS.
+        """BOS, then a marker and the ids of every segment, then EOS; without `opening_marker` no marker in front of text
+        that opens the document.
 
         A marker is a target only when the segment it opens is one and is not introduced by context: after the source
         side of a pair the modality is given, not predicted (spec 1, 6.2).
         """
-        num_tokens = document.num_tokens() + len(document.segments) + 2
+        num_tokens, opens_bare = self.num_laid_out(document), self._opens_bare(document)
         ids_T = np.empty(num_tokens, dtype=np.int64)
         is_speech_T, loss_T = np.zeros(num_tokens, dtype=bool), np.zeros(num_tokens, dtype=bool)
         unit_end_T, has_ends = np.zeros(num_tokens, dtype=np.uint8), True
         ids_T[0], ids_T[-1] = self.bos, self.eos
         at, previous_loss = 1, True
-        for segment in document.segments:
+        for number, segment in enumerate(document.segments):
             is_speech = segment.modality == "speech"
-            inside = slice(at + 1, at + 1 + len(segment.ids_T))
-            ids_T[at] = self.marker(segment.modality)
+            marked = number > 0 or not opens_bare
+            inside = slice(at + marked, at + marked + len(segment.ids_T))
+            if marked:
+                ids_T[at] = self.marker(segment.modality)
+                loss_T[at] = segment.loss and previous_loss
             ids_T[inside] = self.to_model(segment.modality, segment.ids_T)
             is_speech_T[inside] = is_speech
-            loss_T[at] = segment.loss and previous_loss
             loss_T[inside] = segment.loss
             if segment.unit_end_T is not None:
                 unit_end_T[inside] = segment.unit_end_T
@@ -136,6 +147,13 @@ class Vocab:
                 segments[-1][1].append(i)
             elif segments and segments[-1][0] == "speech" and self.is_speech(i):
                 segments[-1][1].append(i - self.speech_start)
+            elif not segments and not self.opening_marker and self.is_text(i):
+                segments.append(("text", [i]))
             elif i not in (self.bos, self.pad):
                 raise ValueError(f"id {i} stands where its modality is not open; this is not a laid-out document")
         return [Segment(modality=m, ids_T=np.asarray(x, dtype=np.int32)) for m, x in segments]
+
+    def _opens_bare(self, document: Document) -> bool:
+        """Whether the first segment stands right behind BOS: it is text, and not empty, or nothing would tell of it."""
+        first = document.segments[0] if document.segments and not self.opening_marker else None
+        return first is not None and first.modality == "text" and len(first.ids_T) > 0

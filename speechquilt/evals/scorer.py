@@ -115,9 +115,8 @@ class Scorer:
             raise ValueError(f"max_tokens={max_tokens} must be at least 1 and temperature={temperature} not negative")
         starts = []
         for prompt in prompts:
-            same = bool(prompt) and prompt[-1].modality == modality
             ids_T = self._lay_out(prompt).ids_T[:-1]  # without EOS
-            starts.append(ids_T if same else np.append(ids_T, self.vocab.marker(modality)))
+            starts.append(ids_T if self._goes_on(prompt, modality) else np.append(ids_T, self.vocab.marker(modality)))
         answers: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(starts)
         with _evaluating(self.model):
             for rows in longest_first([len(x) for x in starts], rows=self.max_rows):
@@ -127,6 +126,12 @@ class Scorer:
                     span = self.vocab.read_back(np.array([self.vocab.marker(modality), *ids]))
                     answers[i] = span[0].ids_T
         return answers
+
+    def _goes_on(self, prompt: tuple[Segment, ...], modality: Modality) -> bool:
+        """Whether an answer in `modality` needs no marker behind this prompt."""
+        if not prompt:
+            return modality == "text" and not self.vocab.opening_marker
+        return prompt[-1].modality == modality
 
     def _lay_out(self, segments: Sequence[Segment]) -> LaidOut:
         return self.vocab.lay_out(Document(id="", segments=_joined(segments), source=""))

@@ -6,14 +6,16 @@ Trap: text ids are the base model's own, so the vocabulary must be made with the
 checked here, only that the base has enough rows.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from speechquilt.config import from_dict
+from speechquilt.config import from_dict, nearest
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.attention import causal_mask
@@ -30,8 +32,17 @@ from speechquilt.nn.hugging_face import (
 from speechquilt.nn.llama import LlamaConfig, LlamaStack
 from speechquilt.vocab import Special, Vocab
 
+TOKENIZER = "tokenizer.json"
 EMBEDDING_SPREAD, HEAD_SPREAD = 1.0, 0.02  # of new speech rows, in standard deviations of the base's rows
 PROBES = 256  # random patches on which the scale of a unit vector is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Which tokens of the base stand for BOS and EOS, as its tokenizer.json writes them; "" = those of its config.json."""
+
+    bos: str = ""
+    eos: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,7 @@ class Base:
     """A text model in memory, float32. `stack`: weights of `LlamaStack`; `embedding_RD`, `head_RD`: a row per id of the
     base."""
 
+    folder: Path
     config: dict[str, Any]
     llama: LlamaConfig
     stack: dict[str, Tensor]
@@ -46,14 +58,14 @@ class Base:
     head_RD: Tensor
 
 
-def plain_from_hugging_face(folder: Path, vocab: Vocab, seed: int = 0) -> PlainLM:
+def plain_from_hugging_face(folder: Path, vocab: Vocab, seed: int = 0, ends: Ends = Ends()) -> PlainLM:
     """The base with rows for the special and speech ids; text logits unchanged (spec 1, 6.3).
 
     A folder that `export` wrote for the same vocabulary gives back all of its rows. `seed` draws the new ones. Raises
     FileNotFoundError or ValueError naming the file or key, the rule and the remedy.
     """
     base = read_base(folder)
-    rows = _vocabulary_rows(base, vocab, seed)
+    rows = _vocabulary_rows(base, vocab, seed, ends)
     with torch.device("meta"):
         model = PlainLM(PlainLMConfig(vocab_size=vocab.size, llama=base.llama))
     weights = {f"llama.{name}": tensor for name, tensor in base.stack.items()}
@@ -61,7 +73,9 @@ def plain_from_hugging_face(folder: Path, vocab: Vocab, seed: int = 0) -> PlainL
     return model
 
 
-def latent_from_hugging_face(folder: Path, vocab: Vocab, like: LatentLMConfig, seed: int = 0) -> LatentLM:
+def latent_from_hugging_face(
+    folder: Path, vocab: Vocab, like: LatentLMConfig, seed: int = 0, ends: Ends = Ends()
+) -> LatentLM:
     """The base as the global transformer of a latent model whose text bypasses the local modules.
 
     `like` gives the sizes of the local modules (a preset will do); its global transformer, vocabulary and text path are
@@ -69,7 +83,7 @@ def latent_from_hugging_face(folder: Path, vocab: Vocab, like: LatentLMConfig, s
     the base's text embeddings. Raises as `plain_from_hugging_face`.
     """
     base = read_base(folder)
-    rows = _vocabulary_rows(base, vocab, seed)
+    rows = _vocabulary_rows(base, vocab, seed, ends)
     model = replace(like, global_=base.llama, text_path="bypass").for_vocab(vocab).build(seed)
     model.global_.load_state_dict(base.stack, assign=True)
     num_global_ids = model.config.num_global_ids
@@ -93,7 +107,7 @@ def read_base(folder: Path) -> Base:
     _check_weights(folder, llama, weights)
     embedding_RD, head_RD = weights.pop(EMBEDDING), weights.pop(HEAD)
     stack = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if not _is_buffer(name)}
-    return Base(config=config, llama=llama, stack=stack, embedding_RD=embedding_RD, head_RD=head_RD)
+    return Base(folder=folder, config=config, llama=llama, stack=stack, embedding_RD=embedding_RD, head_RD=head_RD)
 
 
 def _check_weights(folder: Path, llama: LlamaConfig, weights: dict[str, Tensor]) -> None:
@@ -129,42 +143,70 @@ class _Rows:
     head_VD: Tensor
 
 
-def _vocabulary_rows(base: Base, vocab: Vocab, seed: int) -> _Rows:
+def layout_of(folder: Path) -> Vocab | None:
+    """The layout of a folder that we exported; None of any other base."""
+    layout = read_json(Path(folder) / "config.json").get(LAYOUT_KEY)
+    return from_dict(Vocab, layout) if layout else None
+
+
+def _vocabulary_rows(base: Base, vocab: Vocab, seed: int, ends: Ends) -> _Rows:
     """Embedding and head rows for every id of `vocab`: the base's where it has one, else new ones."""
-    source_V = _source_rows(base, vocab)
+    read_V, written_V = _source_rows(base, vocab, ends)
     generator = torch.Generator().manual_seed(seed)
     return _Rows(
-        embedding_VD=_extended(base.embedding_RD, source_V, vocab, EMBEDDING_SPREAD, generator),
-        head_VD=_extended(base.head_RD, source_V, vocab, HEAD_SPREAD, generator),
+        embedding_VD=_extended(base.embedding_RD, read_V, vocab, EMBEDDING_SPREAD, generator),
+        head_VD=_extended(base.head_RD, written_V, vocab, HEAD_SPREAD, generator),
     )
 
 
-def _source_rows(base: Base, vocab: Vocab) -> Tensor:
-    """For every id of `vocab` the row of the base that it takes over, -1 = none: int64 `[V]`."""
-    layout = base.config.get(LAYOUT_KEY)
-    before = from_dict(Vocab, layout) if layout else None
+def _source_rows(base: Base, vocab: Vocab, ends: Ends) -> tuple[Tensor, Tensor]:
+    """For every id of `vocab` the rows of the base that it takes over in embedding and head, -1 = none: int64 `[V]`.
+
+    No row of the base's head is taken twice, or its token would count double: BOS is never predicted, and EOS takes the
+    place of the text id that ended the base's documents.
+    """
+    before = layout_of(base.folder)
     num_rows = before.num_text if before else len(base.embedding_RD)
     if num_rows < vocab.num_text:
         raise ValueError(
             f"num_text={vocab.num_text} must be at most the {num_rows} text ids of the base; text must be tokenized with "
             "the base's own tokenizer, make the shards with it"
         )
-    if before == vocab:
-        return torch.arange(vocab.size)
-    source_V = torch.full((vocab.size,), -1)
-    source_V[: vocab.num_text] = torch.arange(vocab.num_text)
-    for special in Special:
-        source_V[vocab.special(special)] = before.special(special) if before else _base_special(base, special)
-    return source_V
+    if before and (before.num_text, before.num_speech) == (vocab.num_text, vocab.num_speech):
+        return torch.arange(vocab.size), torch.arange(vocab.size)
+    read_V = torch.full((vocab.size,), -1)
+    read_V[: vocab.num_text] = torch.arange(vocab.num_text)
+    if before:
+        for special in Special:
+            read_V[vocab.special(special)] = before.special(special)
+        return read_V, read_V
+    written_V = read_V.clone()
+    bos, eos = _base_special(base, Special.BOS, ends.bos), _base_special(base, Special.EOS, ends.eos)
+    read_V[vocab.bos], read_V[vocab.eos], written_V[vocab.eos] = bos, eos, eos
+    if 0 <= eos < vocab.num_text:
+        written_V[eos] = -1
+    return read_V, written_V
 
 
-def _base_special(base: Base, special: Special) -> int:
-    """Row of the base's own BOS or EOS (the first, where it has several), -1 when it has none."""
-    key = {Special.BOS: "bos_token_id", Special.EOS: "eos_token_id"}.get(special)
-    row = base.config.get(key) if key else None
+def _base_special(base: Base, special: Special, name: str) -> int:
+    """Row of the base's token `name`, or of its own BOS or EOS (the first, where it has several), -1 when it has none."""
+    if name:
+        return _row_of(base, special, name)
+    row = base.config.get(f"{special.name.lower()}_token_id")
     if isinstance(row, list):
         row = row[0] if row else None
     return row if row is not None and 0 <= row < len(base.embedding_RD) else -1
+
+
+def _row_of(base: Base, special: Special, name: str) -> int:
+    vocabulary = Tokenizer.from_str(json.dumps(read_json(base.folder / TOKENIZER))).get_vocab()
+    row = vocabulary.get(name, -1)
+    if not 0 <= row < len(base.embedding_RD):
+        raise ValueError(
+            f"{special.name.lower()}_token={name!r} is no token of {base.folder / TOKENIZER}; "
+            f"{nearest(name, [token for token in vocabulary if token.startswith('<')])}"
+        )
+    return row
 
 
 def _extended(old_RD: Tensor, source_V: Tensor, vocab: Vocab, spread: float, generator: torch.Generator) -> Tensor:

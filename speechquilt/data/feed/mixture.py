@@ -75,8 +75,13 @@ class MixtureConfig:
                     f"max_epochs.{name}={epochs} must be a number above 0; leave {name!r} out for no bound"
                 )
 
-    def build(self, sources: Mapping[str, Source | RedrawnSource], convert: Convert | None = None) -> "Mixture":
-        return Mixture(sources, self.weights, self.seed, convert, self.max_epochs)
+    def build(
+        self,
+        sources: Mapping[str, Source | RedrawnSource],
+        convert: Convert | None = None,
+        count: Callable[[Document], int] | None = None,
+    ) -> "Mixture":
+        return Mixture(sources, self.weights, self.seed, convert, self.max_epochs, count)
 
 
 class Exhausted(ValueError):
@@ -99,7 +104,7 @@ class Mixture:
     Every draw takes the source with the fewest tokens per weight so far, so that after any number of draws the shares are
     right to within one document per source. Each source is walked in a new seeded permutation per epoch.
     `convert` changes what a draw returns (the speech into BPE pieces), never which document is drawn: tokens are counted
-    before it.
+    before it, by `count`.
     A source that has given `max_epochs` of its documents (rounded to whole documents, at least one) leaves; the others go on in the
     proportion of their weights. When none is left `draw` raises Exhausted.
     Raises ValueError when a weighted source is missing or empty.
@@ -112,6 +117,7 @@ class Mixture:
         seed: int = 0,
         convert: Convert | None = None,
         max_epochs: Mapping[str, float] = MappingProxyType({}),
+        count: Callable[[Document], int] | None = None,
     ) -> None:
         config = MixtureConfig(weights=dict(weights), seed=seed, max_epochs=dict(max_epochs))
         self.weights = config.weights
@@ -123,7 +129,7 @@ class Mixture:
                 raise ValueError(f"source {name!r} has no documents; make its shards again or give it weight 0")
         self.sources = {name: sources[name] for name in sorted(self.weights)}
         self._by_epoch = {name: _by_epoch(source) for name, source in self.sources.items()}
-        self.seed, self.convert = seed, convert
+        self.seed, self.convert, self.count = seed, convert, count or num_laid_out
         self.number = 0
         self._progress = {name: _Progress() for name in self.sources}
         self.max_epochs = {name: epochs for name, epochs in config.max_epochs.items() if name in self.sources}
@@ -148,7 +154,7 @@ class Mixture:
         )
         document = self._stored(sample)
         self.number += 1
-        progress.tokens += num_laid_out(document)
+        progress.tokens += self.count(document)
         progress.position += 1
         if progress.position == len(progress.order):
             progress.epoch, progress.position, progress.order = progress.epoch + 1, 0, None
@@ -235,5 +241,5 @@ def _by_epoch(source: Source | RedrawnSource) -> Callable[[int, int], Document]:
 
 
 def num_laid_out(document: Document) -> int:
-    """Tokens of a document once `vocab.Vocab.lay_out` has added BOS, a marker per segment, and EOS."""
+    """Tokens of a document once `vocab.Vocab.lay_out` has added BOS, a marker for every segment, and EOS."""
     return document.num_tokens() + len(document.segments) + 2

@@ -167,7 +167,8 @@ class PackedLoader:
             self._buffer.append(self._prepare(sample, self.mixture.document(sample), entry["drawn_in"]))
 
     def _made_for(self) -> dict[str, Any]:
-        return {"seed": self.seed, "total_batches": self.total_batches, **asdict(self.config)}
+        made_for = {"seed": self.seed, "total_batches": self.total_batches, **asdict(self.config)}
+        return made_for if self.vocab.opening_marker else {**made_for, "opening_marker": False}
 
     # --- documents -> items
 
