@@ -34,8 +34,9 @@ test-slow: setup ## the checks that take longer
 	$(BIN)/pytest -m slow
 
 test-install:    ## install the package alone in an empty environment, then every command's --help
-	rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED)
+	rm -rf build $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED)
 	$(INSTALLED)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
+	rm -rf build  # an old one would be packed again
 	cd $(INSTALLED) && bin/python -P $(CURDIR)/tests/installed.py
 
 docs: setup      ## build the site into docs/_build; a dead link or a missing reference is an error

@@ -1,6 +1,5 @@
 """The nouns every stage shares: Waveform, AlignedWord, Utterance, Segment, Document, Batch.
 
-Place in the pipeline: layer 0, imported by everything, imports nothing of ours.
 Trap: `unit_end_T`, `opens` and `closes` are three different things. `unit_end_T` says where a *word or silence* of speech
 ends and belongs to the data; `opens` / `closes` say where a *patch* begins and when its end becomes known, and are made
 by a patcher for one training sequence.

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechquilt.commands.grammar import Flat
-from speechquilt.config import save
-from speechquilt.files import make_folder, write_json
+from speechquilt.files import write_json
 from speechquilt.stages.corpus import folder_corpus
-from speechquilt.stages.stage import SETTINGS, report, required
+from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_aligner import OWN_ALIGNER, RESULTS_FILE, AlignerRecipe, train_aligner
 from speechquilt.train import distributed
 
@@ -31,10 +30,8 @@ class TrainAligner:
         try:
             corpus = folder_corpus(required("speech", self.speech), None)
             folder = Path(self.run_dir)
-            make_folder(folder)
-            if distributed.rank() == 0:
-                save(self, folder / SETTINGS)
-            found = train_aligner(self.recipe, corpus.sentences, corpus.held_out, folder)
+            with remembered(self, folder, writes=distributed.rank() == 0):
+                found = train_aligner(self.recipe, corpus.sentences, corpus.held_out, folder)
             if distributed.rank() == 0:
                 write_json(folder / RESULTS_FILE, found)
                 report(found, folder, f"speechquilt align {self.speech} ALIGNED --aligner {folder}")

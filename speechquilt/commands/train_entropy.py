@@ -5,12 +5,10 @@ from pathlib import Path
 
 from speechquilt.commands.grammar import Flat
 from speechquilt.commands.train_lm import tokenizer_and_shards
-from speechquilt.config import save
-from speechquilt.files import make_folder
 from speechquilt.model import ladder
 from speechquilt.recipes import defaults
 from speechquilt.stages.encode import text_tokenizer_of
-from speechquilt.stages.stage import SETTINGS, report
+from speechquilt.stages.stage import remembered, report
 from speechquilt.stages.train_entropy import MADE, EntropyRecipe, train_entropy
 from speechquilt.train import distributed
 
@@ -44,10 +42,8 @@ class TrainEntropy:
         try:
             tokenizer, shards = tokenizer_and_shards(self.tokenizer, self.data)
             folder = Path(self.run_dir)
-            make_folder(folder)
-            if distributed.rank() == 0:
-                save(self, folder / SETTINGS)
-            found = train_entropy(self.recipe, shards, text_tokenizer_of(tokenizer), folder)
+            with remembered(self, folder, writes=distributed.rank() == 0):
+                found = train_entropy(self.recipe, shards, text_tokenizer_of(tokenizer), folder)
             if distributed.rank() == 0:
                 flags = f"--patcher.kind entropy --patcher.entropy {folder / MADE}"
                 report(found, folder, f"speechquilt train lm ... {flags}")

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from speechquilt.commands.grammar import Flat
-from speechquilt.config import nearest, save
-from speechquilt.files import make_folder
+from speechquilt.config import nearest
 from speechquilt.model import ladder
 from speechquilt.recipes import catalog, defaults
 from speechquilt.recipes.mixtures import shares, weights_of
 from speechquilt.stages.encode import text_tokenizer_of
-from speechquilt.stages.stage import SETTINGS, report, required
+from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_lm import LMRecipe, train_lm
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import distributed
@@ -71,12 +70,12 @@ class TrainLM:
         tokenizer, shards = tokenizer_and_shards(self.tokenizer, self.data)
         recipe = replace(self.recipe, weights=weights_of(self.mixture, self.recipe.weights, self.data))
         folder = Path(self.run_dir)
-        make_folder(folder)
-        if distributed.rank() == 0:
+        first = distributed.rank() == 0
+        if first:
             print(f"mixture  {shares(recipe.weights)}")
-            save(self, folder / SETTINGS)
-        found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm", map_shards=self.map_shards)
-        if distributed.rank() == 0:
+        with remembered(self, folder, writes=first):
+            found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm", map_shards=self.map_shards)
+        if first:
             tokenizer.save(folder / "tokenizer")
             report(found, folder, f"speechquilt eval {self.run_dir} ITEMS.jsonl")
 

@@ -4,11 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechquilt.commands.grammar import Flat
-from speechquilt.config import save
-from speechquilt.files import make_folder
 from speechquilt.recipes import catalog, defaults, text_to_token_models
 from speechquilt.stages.corpus import folder_corpus
-from speechquilt.stages.stage import SETTINGS, report, required
+from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 
@@ -46,7 +44,6 @@ class TrainTextToToken:
         corpus = folder_corpus(required("speech", self.speech), None)
         tokenizer = SupervisedTokenizer.load(required("tokenizer", self.tokenizer))
         folder = Path(self.run_dir)
-        make_folder(folder)
-        save(self, folder / SETTINGS)
-        found = train_text_to_token(self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder)
+        with remembered(self, folder):
+            found = train_text_to_token(self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder)
         report(found, folder, f"speechquilt interleave TEXT SHARDS --text-to-token {folder}")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from speechquilt.commands.grammar import Flat
-from speechquilt.config import nearest, save
-from speechquilt.files import make_folder, write_json
+from speechquilt.config import nearest
+from speechquilt.files import write_json
 from speechquilt.recipes import catalog, defaults
 from speechquilt.stages.speech_sources import Speech, SpeechSource, speech_of_folder, speech_of_sources
-from speechquilt.stages.stage import SETTINGS, report, required
+from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.text import TextTokenizer
 from speechquilt.train import distributed
@@ -76,10 +76,8 @@ class TrainTokenizer:
         size = self.recipe.model.text_vocab_size
         text_tokenizer = None if self.recipe.start else TextTokenizer.train(speech.texts, size)
         folder = Path(self.run_dir)
-        make_folder(folder)
-        if distributed.rank() == 0:
-            save(self, folder / SETTINGS)
-        found = train_tokenizer(self.recipe, text_tokenizer, speech.train, speech.held_out, folder)
+        with remembered(self, folder, writes=distributed.rank() == 0):
+            found = train_tokenizer(self.recipe, text_tokenizer, speech.train, speech.held_out, folder)
         if distributed.rank() == 0:
             write_json(folder / RESULTS_FILE, found)
         return found

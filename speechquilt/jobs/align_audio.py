@@ -1,8 +1,6 @@
 """`speechquilt align`: transcribed audio of any amount and length -> metadata.jsonl with the times of its words.
 
-Place in the pipeline: layer 4; a `bulk.Work` over the same lists of audio as `tokenize`, and `align_corpus` for a story's corpus
-in memory. Training an aligner: `recipes/aligner.py`.
-Cost: one pass of the aligner's network over the audio; the search behind it is small (docs/decisions/0013-alignment.md).
+A `bulk.Work` over lists of audio. Its cost is one pass of the aligner's network over the audio; the search behind it is small (docs/decisions/0013-alignment.md).
 Trap: what has word times keeps them, as they are. To align such recordings anew, take `words` out of their metadata first.
 """
 

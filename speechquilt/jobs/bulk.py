@@ -1,7 +1,6 @@
 """Corpus-scale work as independent tasks: each turns a slice of the input list into one shard per output.
 
-Place in the pipeline: layer 2, under every command that makes shards in bulk; a recipe gives the task function, `run_local`
-or a cluster calls it. A task's folder is itself a finished `shards` folder, so one writer and one reader serve both.
+The task function comes with the job; processes here or a cluster call it. A task's folder is itself a finished `shards` folder, so one writer and one reader serve both.
 Trap: a task must be a pure function of its items. A killed task is done again from nothing, on any worker, beside any
 other; its folder appears under its number in one rename, and whoever comes second throws its own copy away.
 """

@@ -1,6 +1,6 @@
 """Bulk jobs on Slurm or Ray through datatrove: one datatrove task per task of the job, then one that merges.
 
-Place in the pipeline: layer 4; `bulk.run_local` is the default and needs none of this. Importing this module needs datatrove.
+Importing this module needs datatrove.
 Trap: datatrove marks finished tasks in its own logs and `bulk` by the task's folder. Both are asked before work is done, so
 the job's folder and the logs in it belong together: delete both or neither.
 """

@@ -1,7 +1,6 @@
 """`speechquilt interleave`: a text corpus of any size -> shards of synthetic interleaved documents.
 
-Place in the pipeline: layer 4; a `bulk.Work` whose items are slices of the corpus, once for each pass over it. A task reads
-its slice, plans the spans, has the text-to-token model speak them and assembles the documents (spec synthetic-interleaved, 5.2).
+A `bulk.Work` whose items are slices of the corpus, once for each pass over it. A task reads its slice, plans the spans, has the text-to-token model speak them and assembles the documents (spec synthetic-interleaved, 5.2).
 Cost: nearly all of it is the text-to-token model; after a minute the command says how much the whole corpus will take.
 Trap: a task's bytes depend on the device by float noise. Tasks that are to be compared, or done again, stay on one kind.
 """

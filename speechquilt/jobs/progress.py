@@ -1,6 +1,5 @@
 """The progress line of a bulk job: items done of all, work per second, time left, and after a minute what all of it will be.
 
-Place in the pipeline: layer 2, shown by `bulk.run_local`.
 Trap: an item may be large (a slice of a corpus), so a worker may tell a part of one: 0.25 of an item and what was in it.
 """
 

@@ -1,8 +1,6 @@
 """`speechquilt tokenize`: any amount of audio -> shards of speech documents, pairs and spoken texts.
 
-Place in the pipeline: layer 4; a `bulk.Work` whose tasks read ahead, batch pieces by length and write what is known of each
-recording. `own.speech_shards` makes the same folders of a corpus in memory.
-Cost: `benchmarks/bulk_tokenize.py` measures it.
+A `bulk.Work` whose tasks read ahead, batch pieces by length and write what is known of each recording.
 Trap: audio longer than a window of the tokenizer is read as its windows, each with the context that it carries from the one
 before (none in released tokenizers: spec 1, 2.6). So the pieces of one recording overlap, may lie in different batches and still
 give the tokens of the whole.

@@ -37,7 +37,7 @@ def weights_of(mixture: str, weights: Mapping[str, float], sources: Iterable[str
     if unknown := sorted(set(sources) - set(preset)):
         raise ValueError(
             f"mixture={mixture!r} has no share for the source {unknown[0]!r}, only for {', '.join(preset)}; name the "
-            "source in shards= after what it is, leave it out, or give weights= without mixture="
+            "source in --data after what it is, leave it out, or give --weights without --mixture"
         )
     return {source: preset[source] for source in sources}
 
@@ -45,7 +45,7 @@ def weights_of(mixture: str, weights: Mapping[str, float], sources: Iterable[str
 def _named(weights: Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
     """The sources' weights; the story's sources may have one that is not needed, a misspelt name may not."""
     for name in sorted(set(weights) - set(sources) - set(defaults.WEIGHTS)):
-        raise ValueError(f"weights names {name!r}, which shards= lacks; {nearest(name, list(sources))}")
+        raise ValueError(f"weights names {name!r}, which --data lacks; {nearest(name, list(sources))}")
     return {source: weights.get(source, 1.0) for source in sources}
 
 

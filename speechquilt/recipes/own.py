@@ -13,17 +13,25 @@ from typing import Any, Literal
 from speechquilt import config
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.shards.parquet import is_complete
-from speechquilt.files import write_json
+from speechquilt.evals import scorer
+from speechquilt.evals.results import Schema, write_results
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
-from speechquilt.stages.align_corpus import align_corpus, aligned_corpus
+from speechquilt.stages import (
+    align_corpus,
+    train_aligner,
+    train_lm,
+    train_text_to_token,
+    train_tokenizer,
+    training_documents,
+)
 from speechquilt.stages.corpus import Corpus, folder_corpus
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
-from speechquilt.stages.stage import Story, required
+from speechquilt.stages.stage import Story, remembered, required
 from speechquilt.stages.train_aligner import OWN_ALIGNER, AlignerRecipe
-from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
-from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
-from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.stages.train_lm import LMRecipe, load_scorer
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe
+from speechquilt.stages.train_tokenizer import TokenizerRecipe
 from speechquilt.stages.training_documents import (
     SOURCES,
     interleaved_documents,
@@ -42,6 +50,18 @@ from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Reject, TextDocument, Utterance
 from speechquilt.vocab import Vocab
+
+SCHEMA = Schema(
+    (
+        *align_corpus.MEASURES,
+        *train_aligner.MEASURES,
+        *train_tokenizer.MEASURES,
+        *train_text_to_token.MEASURES,
+        *training_documents.MEASURES,
+        *train_lm.MEASURES,
+        *scorer.MEASURES,
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +104,8 @@ class OwnConfig:
         return cls(kind=kind, lm=replace(defaults.LM, model=defaults.PLAIN, patcher=PatcherConfig(kind="none")))
 
     def run(self) -> None:
-        story(self)
+        with remembered(self, Path(self.run_dir)):
+            story(self)
 
 
 def story(settings: OwnConfig) -> None:
@@ -100,7 +121,7 @@ def story(settings: OwnConfig) -> None:
         lambda folder: _held_out_loss(lm_dir, corpus.held_out, tokenizer),
         what="loss on held-out recordings and their transcripts",
     )
-    write_json(stages.run_dir / "results.json", stages.results)
+    write_results(stages.run_dir / "results.json", stages.results, SCHEMA)
     print(json.dumps(stages.results, indent=1))
     print(
         f"\nresults  {stages.run_dir / 'results.json'}\nmodel    {lm_dir}\nnext     speechquilt eval {lm_dir} ITEMS.jsonl"
@@ -117,10 +138,10 @@ def _corpus(settings: OwnConfig, stages: Story) -> Corpus:
     aligner_dir = stages.stage(
         "aligner",
         [settings.speech, settings.aligner],
-        lambda folder: align_corpus(settings.aligner, corpus, folder),
+        lambda folder: align_corpus.align_corpus(settings.aligner, corpus, folder),
         what=f"word times for {len(corpus.sentences)} recordings",
     )
-    return aligned_corpus(corpus, aligner_dir)
+    return align_corpus.aligned_corpus(corpus, aligner_dir)
 
 
 def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> SupervisedTokenizer:
@@ -128,7 +149,7 @@ def _tokenizer(settings: OwnConfig, stages: Story, corpus: Corpus) -> Supervised
     folder = stages.stage(
         "tokenizer",
         [settings.speech, settings.tokenizer],
-        lambda folder: train_tokenizer(
+        lambda folder: train_tokenizer.train_tokenizer(
             settings.tokenizer,
             TextTokenizer.train(texts, settings.tokenizer.model.text_vocab_size),
             corpus.sentences,
@@ -145,7 +166,7 @@ def _shards(settings: OwnConfig, stages: Story, corpus: Corpus, tokenizer: Super
     speaker_dir = stages.stage(
         "text_to_token",
         settings.text_to_token,
-        lambda folder: train_text_to_token(
+        lambda folder: train_text_to_token.train_text_to_token(
             settings.text_to_token, tokenizer, corpus.sentences, corpus.held_out, folder
         ),
         what="a text-to-token model",
@@ -168,7 +189,7 @@ def _language_model(settings: OwnConfig, stages: Story, shards_dir: Path, tokeni
     return stages.stage(
         "lm/lm",
         settings.lm,
-        lambda folder: train_lm(
+        lambda folder: train_lm.train_lm(
             settings.lm,
             shards,
             text_tokenizer_of(tokenizer),
@@ -222,7 +243,7 @@ def _interleaved_shards(
 
 
 def _held_out_loss(lm_dir: Path, held_out: Sequence[Utterance], tokenizer: SupervisedTokenizer) -> dict[str, Any]:
-    scorer, _ = load_scorer(lm_dir)
+    asked, _ = load_scorer(lm_dir)
     speech = [t.segment() for t in encode_utterances(tokenizer, held_out)]
     text = [text_segment(text_tokenizer_of(tokenizer), u.text) for u in held_out]
-    return {f"lm.lm.{m}_loss": scorer.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}
+    return {f"lm.lm.{m}_loss": asked.mean_loss(segments) for m, segments in (("speech", speech), ("text", text))}

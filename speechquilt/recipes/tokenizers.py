@@ -57,11 +57,11 @@ LARGE = TokenizerRecipe(
     threads=8,
     evaluate_every=5000,
 )
-"""The paper's: start=FOLDER of whisper-large-v3, a Mix at RATIO. On `PAPER_RANKS` GPUs."""
+"""The paper's: --start FOLDER of whisper-large-v3, a Mix at RATIO. On `PAPER_RANKS` GPUs."""
 
 
 def one_gpu(size: str) -> TokenizerRecipe:
-    """start=FOLDER of the Whisper of this size, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller
+    """--start FOLDER of the Whisper of this size, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller
     model and batch."""
     return TokenizerRecipe(
         model=replace(preset(size, 12.5), read_back_head="attention"),

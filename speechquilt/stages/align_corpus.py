@@ -6,12 +6,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from speechquilt.evals.measures import Measure
 from speechquilt.files import replacing
 from speechquilt.stages.corpus import Corpus
 from speechquilt.stages.train_aligner import AlignerRecipe, align_utterances, load_aligner, train_aligner
 from speechquilt.types import AlignedWord, Reject, Utterance
 
 WORDS_FILE = "words.jsonl"
+MEASURES = (
+    Measure(key="aligner.aligned", kind="count", meaning="recordings whose words have times"),
+    Measure(key="aligner.rejects", kind="count", meaning="recordings that could not be aligned"),
+)
 
 
 def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[str, Any]:

@@ -7,14 +7,15 @@ Trap: a folder made with other settings is never overwritten: that is an error w
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from speechquilt import config
 from speechquilt.evals.measures import Measure
-from speechquilt.files import make_folder, write_json
+from speechquilt.files import make_folder, replacing, write_json
 
 MARK = "done.json"
 SETTINGS = "settings.json"  # of a command, for --config
@@ -66,6 +67,28 @@ class Story:
         self.seconds[name] = done["seconds"]
         self.results.update(done["results"])
         return folder
+
+
+@contextmanager
+def remembered(settings: Any, folder: Path, *, writes: bool = True) -> Iterator[None]:
+    """Makes the output folder and keeps the settings of the command in it, for `--config`, while the block runs and after.
+
+    When the block refuses them (ValueError), what the folder held before comes back. `writes` False: another rank does it.
+    """
+    make_folder(folder)
+    path = folder / SETTINGS
+    before = path.read_bytes() if path.is_file() else None
+    if writes:
+        write_json(path, config.to_dict(settings))
+    try:
+        yield
+    except ValueError:
+        if writes and before is not None:
+            with replacing(path) as file:
+                file.write(before)
+        elif writes:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def required(key: str, value: str) -> Path:

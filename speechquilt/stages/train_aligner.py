@@ -20,6 +20,7 @@ from speechquilt.aligner import BoundaryShift, CTCAligner, Wav2Vec2Emitter
 from speechquilt.config import load, to_dict
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.micro_world import MicroWorldConfig
+from speechquilt.evals.measures import Measure
 from speechquilt.files import write_json
 from speechquilt.protocols import Aligner
 from speechquilt.stages.corpus import join, speak
@@ -37,6 +38,19 @@ GOAL_S = 0.040  # spec 2, section 4: boundaries off by 20-40 ms cost at most abo
 SHIFT_FILE, RESULTS_FILE = "shift.json", "results.json"
 FRAME_S = FRAME_SAMPLES / audio.SAMPLE_RATE
 FITTING, LONGEST_S = 0.9, 30.0  # share of one's own recordings that the window holds, and its longest in seconds
+
+MEASURES = (
+    Measure(key="aligner.steps", kind="count", meaning="training steps of the aligner"),
+    Measure(key="aligner.parameters", kind="count", meaning="parameters of the aligner"),
+    Measure(key="aligner.start_shift_s", kind="difference", unit="s", meaning="added to every word's start"),
+    Measure(key="aligner.end_shift_s", kind="difference", unit="s", meaning="added to every word's end"),
+    Measure(
+        key="aligner.boundary_error_median_s", kind="amount", unit="s", meaning="median distance of word boundaries"
+    ),
+    Measure(key="aligner.boundary_error_p90_s", kind="amount", unit="s", meaning="90th percentile of the same"),
+    Measure(key="aligner.boundaries_within_goal", kind="share", meaning=f"share of them within {GOAL_S * 1000:.0f} ms"),
+    Measure(key="aligner.boundaries_n", kind="count", meaning="boundaries behind these figures"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ class LMRecipe:
         if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
             raise ValueError(
                 f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
-                "the global transformer only when text bypasses the local modules; set text_path=bypass"
+                "the global transformer only when text bypasses the local modules; set model.text_path=bypass"
             )
         if self.budget == "steps" and self.budget_amount:
             raise ValueError(

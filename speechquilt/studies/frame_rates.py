@@ -21,7 +21,7 @@ from speechquilt.recipes import defaults
 from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import join, speak
-from speechquilt.stages.stage import Story
+from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.studies.rate_figure import RatePoint, rate_svg
 from speechquilt.text import TextTokenizer, spoken_form
@@ -73,7 +73,8 @@ class FrameRatesConfig:
         return replace(self.tokenizer, model=model)
 
     def run(self) -> None:
-        study(self)
+        with remembered(self, Path(self.run_dir)):
+            study(self)
 
 
 def study(config: FrameRatesConfig) -> Path:

@@ -29,7 +29,7 @@ from speechquilt.recipes.toy import pipeline
 from speechquilt.recipes.toy.questions import PAIRS, Voicer, fact_tasks, question_tasks, story_tasks
 from speechquilt.stages import workers
 from speechquilt.stages.encode import text_tokenizer_of
-from speechquilt.stages.stage import Story
+from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, load_scorer
 from speechquilt.stages.training_documents import interleaved_documents, write_documents
 from speechquilt.studies import seeds
@@ -162,7 +162,8 @@ class InterleavingConfig(seeds.StudyConfig):
         return list(dict.fromkeys(c for question in self.questions.values() for c in question.conditions.values()))
 
     def run(self) -> None:
-        study(self)
+        with remembered(self, Path(self.run_dir)):
+            study(self)
 
 
 def study(config: InterleavingConfig) -> Path:

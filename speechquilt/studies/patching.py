@@ -20,7 +20,7 @@ from speechquilt.recipes.toy import pipeline
 from speechquilt.recipes.toy.questions import Voicer, story_tasks
 from speechquilt.stages import workers
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
-from speechquilt.stages.stage import Story
+from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, load_scorer
 from speechquilt.stages.training_documents import text_segment
 from speechquilt.studies import seeds
@@ -77,7 +77,8 @@ class PatchingConfig(seeds.StudyConfig):
     """The systems to compare, by name."""
 
     def run(self) -> None:
-        study(self)
+        with remembered(self, Path(self.run_dir)):
+            study(self)
 
 
 def study(config: PatchingConfig) -> Path:

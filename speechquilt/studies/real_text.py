@@ -36,7 +36,7 @@ from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corp
 from speechquilt.recipes import defaults
 from speechquilt.stages.corpus import speak
 from speechquilt.stages.encode import encode_all, text_tokenizer_of
-from speechquilt.stages.stage import Story
+from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.studies import installed_texts, real_text_page
@@ -123,7 +123,8 @@ class RealTextConfig:
         return InterleaveConfig(ratio=self.ratio, languages=LANGUAGES)
 
     def run(self) -> None:
-        study(self)
+        with remembered(self, Path(self.run_dir)):
+            study(self)
 
 
 def study(config: RealTextConfig) -> Path:

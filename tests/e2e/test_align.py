@@ -240,7 +240,7 @@ def test_a_story_whose_recordings_all_have_word_times_trains_no_aligner(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(own, "train_tokenizer", stop)
+    monkeypatch.setattr(own.train_tokenizer, "train_tokenizer", stop)
     for folder, trained in ((tmp_path / "out", False), (speech, True)):
         run = tmp_path / f"run-{trained}"
         assert cli.main(["story", "own", f"--speech={folder}", f"--run-dir={run}", "--align", *STORY]) == 130

@@ -19,7 +19,17 @@ LAYERS = [
 ]
 SIBLINGS_APART = (2, 4)  # layers whose members never import each other
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
-EDGE_PACKAGES = ["soundfile", "soxr", "espeakng_loader"]
+EDGE_PACKAGES = [
+    "soundfile",
+    "soxr",
+    "espeakng_loader",
+    "wetext",
+    "matplotlib",
+    "datasets",
+    "lhotse",
+    "tyro",
+    "docstring_parser",
+]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -65,12 +75,31 @@ def test_training_imports_without_the_edge_packages():
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in EDGE_PACKAGES)
     modules = sorted(
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for layer in ("data", "model", "train", "tokenizer", "text_to_token", "nn")
+        for layer in (
+            "data",
+            "model",
+            "train",
+            "tokenizer",
+            "text_to_token",
+            "nn",
+            "evals",
+            "stages",
+            "recipes",
+            "jobs",
+            "studies",
+        )
         for p in (PACKAGE / layer).rglob("*.py")
+        if p.stem != "cluster"  # datatrove's own
     )
     code = f"import sys\n{blocked}import importlib\nfor m in {modules!r}: importlib.import_module(m)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_alone_knows_tyro():
+    """Every recipe starts from Python without it."""
+    users = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob("*.py") if "import tyro" in p.read_text()}
+    assert users == {"commands"}
 
 
 def test_no_two_modules_have_one_name():

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from speechquilt.stages.stage import Story
+from speechquilt.config import load
+from speechquilt.stages.stage import SETTINGS, Story, remembered
+from speechquilt.train.spec_augment import SpecAugmentConfig
 
 
 def run(run_dir, settings, made, fail=False):
@@ -39,7 +41,7 @@ def test_an_interrupted_stage_is_made_again(tmp_path):
 def test_other_settings_are_an_error_and_touch_nothing(tmp_path):
     made: list[str] = []
     run(tmp_path, 2, made)
-    with pytest.raises(ValueError, match=r"second was made with other settings.*choose another run_dir"):
+    with pytest.raises(ValueError, match=r"second was made with other settings.*choose another --run-dir"):
         run(tmp_path, 3, made)
     assert made == ["first", "second"]
 
@@ -61,3 +63,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(ValueError, match="closed"):
             Story(tmp_path / "closed").stage("first", 1, lambda folder: {}, what="one")
+
+
+def test_a_run_folder_keeps_the_settings_that_were_accepted(tmp_path):
+    """Those of a killed run stay, those that were refused never do."""
+    first, second = SpecAugmentConfig(time_frames=1), SpecAugmentConfig(time_frames=2)
+    with pytest.raises(ValueError, match="no"), remembered(first, tmp_path / "run"):
+        raise ValueError("no")
+    assert not (tmp_path / "run" / SETTINGS).exists()
+    with pytest.raises(KeyboardInterrupt), remembered(first, tmp_path / "run"):
+        raise KeyboardInterrupt
+    assert load(SpecAugmentConfig, tmp_path / "run" / SETTINGS) == first
+    with pytest.raises(ValueError, match="other settings"), remembered(second, tmp_path / "run"):
+        raise ValueError("made with other settings")
+    assert load(SpecAugmentConfig, tmp_path / "run" / SETTINGS) == first
+    with remembered(second, tmp_path / "run", writes=False):
+        pass
+    assert load(SpecAugmentConfig, tmp_path / "run" / SETTINGS) == first

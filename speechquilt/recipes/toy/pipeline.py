@@ -32,7 +32,7 @@ from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
-from speechquilt.stages.stage import MARK, Story
+from speechquilt.stages.stage import MARK, Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
@@ -126,7 +126,8 @@ class ToyConfig:
     """Test stories of each of the two kinds (topic, hard) that the models choose endings for."""
 
     def run(self) -> None:
-        story(self)
+        with remembered(self, Path(self.run_dir)):
+            story(self)
 
 
 def scaled(config: ToyConfig) -> ToyConfig:
