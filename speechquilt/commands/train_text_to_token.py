@@ -8,9 +8,10 @@ from speechquilt.config import save
 from speechquilt.files import make_folder
 from speechquilt.recipes import catalog, defaults, text_to_token_models
 from speechquilt.stages.corpus import folder_corpus
+from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import SETTINGS, report, required
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
-from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.tokenizer import loading
 
 RECIPES = tuple(name for name, entry in catalog.ENTRIES.items() if entry.kind == "text_to_token")
 
@@ -29,7 +30,10 @@ class TrainTextToToken:
     speech: str = ""
     """Folder of audio with transcripts; one recording in twenty is held out."""
     tokenizer: str = "runs/tokenizer"
-    """Folder of the speech tokenizer."""
+    """Folder of the speech tokenizer, trained or released."""
+    text_tokenizer: str = ""
+    """Text tokenizer that it reads with: a Hugging Face folder with tokenizer.json, or such a file; none: the one in the speech
+    tokenizer's folder."""
     run_dir: str = "runs/text_to_token"
     """Folder of the run; transformers and vLLM read it as a Llama."""
     recipe: Flat[TextToTokenRecipe] = defaults.TEXT_TO_TOKEN
@@ -43,10 +47,14 @@ class TrainTextToToken:
         return cls(preset=preset, recipe=replace(defaults.TEXT_TO_TOKEN, llama=text_to_token_models.llama(preset)))
 
     def run(self) -> None:
-        corpus = folder_corpus(required("speech", self.speech), None)
-        tokenizer = SupervisedTokenizer.load(required("tokenizer", self.tokenizer))
+        speech = required("speech", self.speech)
+        tokenizer = loading.load(required("tokenizer", self.tokenizer))
+        text_tokenizer = text_tokenizer_of(tokenizer, self.text_tokenizer)
+        corpus = folder_corpus(speech, None)
         folder = Path(self.run_dir)
         make_folder(folder)
         save(self, folder / SETTINGS)
-        found = train_text_to_token(self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder)
+        found = train_text_to_token(
+            self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder, text_tokenizer=text_tokenizer
+        )
         report(found, folder, f"speechquilt interleave TEXT SHARDS --text-to-token {folder}")
