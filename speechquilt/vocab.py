@@ -134,7 +134,10 @@ class Vocab:
         )
 
     def read_back(self, ids_T: np.ndarray) -> list[Segment]:
-        """Model ids -> segments, the inverse of `lay_out` up to unit ends and loss. Stops at EOS, skips BOS and PAD."""
+        """Model ids -> segments, the inverse of `lay_out` up to unit ends and loss. Stops at EOS, skips BOS and PAD.
+
+        Without `opening_marker` nothing tells of an empty text that opens the document.
+        """
         segments: list[tuple[Modality, list[int]]] = []
         for i in np.asarray(ids_T).tolist():
             if i == self.eos:
@@ -154,6 +157,5 @@ class Vocab:
         return [Segment(modality=m, ids_T=np.asarray(x, dtype=np.int32)) for m, x in segments]
 
     def _opens_bare(self, document: Document) -> bool:
-        """Whether the first segment stands right behind BOS: it is text, and not empty, or nothing would tell of it."""
-        first = document.segments[0] if document.segments and not self.opening_marker else None
-        return first is not None and first.modality == "text" and len(first.ids_T) > 0
+        """Whether the first segment is text that stands right behind BOS."""
+        return bool(document.segments) and document.segments[0].modality == "text" and not self.opening_marker

@@ -2,7 +2,8 @@
 
 `AutoModelForCausalLM` gives the same logits as `PlainLM`, `AutoTokenizer` the ids of `Vocab`: specials and speech
 tokens are added to the text tokenizer as `<|bos|>`, `<|speech_17|>` and so on.
-Trap: a document here is BOS, a marker, ids, another marker, ... The exported tokenizer adds none of them by itself.
+Trap: a document here is BOS, a marker (none in front of opening text, where the run has that layout), ids, another
+marker, ... The exported tokenizer adds none of them by itself.
 """
 
 import json
@@ -97,6 +98,8 @@ def _tokenizer_config(max_positions: int) -> dict[str, object]:
 
 def _readme(architecture: str, vocab: Vocab) -> str:
     specials = "\n".join(f"| {vocab.special(s)} | `{token(s)}` |" for s in Special)
+    opening = "" if vocab.opening_marker else "; text that opens a document has no `<|text|>` in front of it"
+    prompt = f"<|bos|>{'<|text|>' if vocab.opening_marker else ''}the red fox<|speech|>"
     return f"""# A speech-text language model
 
 `{architecture}`, exported by SpeechQuilt. Plain `transformers` or any engine that serves the architecture runs it.
@@ -108,8 +111,8 @@ def _readme(architecture: str, vocab: Vocab) -> str:
 | {vocab.speech_start} to {vocab.speech_start + vocab.num_speech - 1} | speech: id - {vocab.speech_start} is the entry of the speech tokenizer's codebook, written `<|speech_0|>` to `<|speech_{vocab.num_speech - 1}|>` |
 | {vocab.speech_start + vocab.num_speech} to {vocab.size - 1} | padding of the table, never produced by training data |
 
-A document is `<|bos|>`, then spans, then `<|eos|>`. A span is `<|text|>` and text, or `<|speech|>` and speech tokens. The tokenizer
-adds none of these by itself: write the prompt in full, for example `<|bos|><|text|>the red fox<|speech|>` to be answered in speech. To
+A document is `<|bos|>`, then spans, then `<|eos|>`. A span is `<|text|>` and text, or `<|speech|>` and speech tokens{opening}. The
+tokenizer adds none of these by itself: write the prompt in full, for example `{prompt}` to be answered in speech. To
 stop at the end of a span and not of the document, give generation the end ids {vocab.eos}, {vocab.marker("text")} and {vocab.marker("speech")}.
 Audio becomes speech tokens by the speech tokenizer of the run that trained this model, and by no other.
 """

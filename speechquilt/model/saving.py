@@ -39,6 +39,11 @@ def load(folder: Path) -> PlainLM | LatentLM:
     return model
 
 
+def config_of(folder: Path) -> PlainLMConfig | LatentLMConfig:
+    """Kind and sizes alone, without the weights. Raises as `load`."""
+    return _config(folder / "config.json", read_json(folder / "config.json"))
+
+
 def empty(config: PlainLMConfig | LatentLMConfig) -> PlainLM | LatentLM:
     """The model with uninitialised weights, for a caller that fills them all: no time goes into drawing them."""
     with torch.device("meta"):

@@ -66,6 +66,7 @@ def _lst(size: str, model: PlainLMConfig | LatentLMConfig) -> PaperRun:
             patcher=PatcherConfig(kind="curriculum" if latent else "none", patch_size=PATCH_SIZE),
             weights=dict(MIXTURES["lst_paper"]),
             pack=PackConfig(rows=rows, units_per_row=ROW_UNITS, tokens_per_row=ROW_TOKENS if latent else ROW_UNITS),
+            opening_marker="on",
             train=_train(steps, lr=2e-4 if size == "7B" else 4e-4),
         ),
         vocab_size=LST_VOCAB.size,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from speechquilt import config
 from speechquilt.data.feed.mixture import Mixture, MixtureConfig
@@ -29,7 +29,7 @@ from speechquilt.model.flops import training_flops
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig, eval_patcher
 from speechquilt.model.plain import PlainLM, PlainLMConfig
-from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face
+from speechquilt.model.warm_start import Ends, latent_from_hugging_face, layout_of, plain_from_hugging_face
 from speechquilt.protocols import Loader, Patcher, SpeechTokenizer
 from speechquilt.stages.budget import AtProgress, Budget, steps_for
 from speechquilt.stages.training_documents import text_fingerprint
@@ -40,7 +40,11 @@ from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
+RUN = "run.json"
 BPE_FILE = "speech_bpe.json"
+VOCABULARY = (  # what a run must have in common with the one that it continues
+    "num_text", "num_speech", "speech_pieces", "text_fingerprint", "speech_fingerprint", "bpe_fingerprint", "opening_marker",
+)  # fmt: skip
 TEXT_TOKENIZER = "text_tokenizer.json"  # in a run folder
 TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
 STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
@@ -92,6 +96,21 @@ class LMRecipe:
     """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from; "" starts from random weights. A plain model
     takes its sizes from there, a latent one those of its global transformer.
     """
+    bos_token: str = ""
+    """Token of the warm start's base that stands for the beginning of a document, as its tokenizer.json writes it, such
+    as <|endoftext|> of SmolLM2; "" is the bos_token_id of its config.json.
+    """
+    eos_token: str = ""
+    """Token of the warm start's base that stands for the end of a document; "" is the eos_token_id of its config.json.
+    """
+    continue_from: str = ""
+    """Run folder of a language model of ours whose weights this run starts with: more steps or other data, with a
+    schedule and an optimizer of its own. Its vocabulary, kind and sizes must be those of this run. "" continues none.
+    """
+    opening_marker: Literal["auto", "on", "off"] = "auto"
+    """Whether text that opens a document has its marker. "on": as in the papers. "off": as a text model knows it.
+    "auto": as in what the run starts from, so off for a warm start and on for random weights.
+    """
     max_epochs: dict[str, float] = field(default_factory=dict)
     """How often each source may be gone through before it leaves the mixture; a source that is not named has no
     bound.
@@ -101,6 +120,16 @@ class LMRecipe:
 
     def __post_init__(self) -> None:
         MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
+        if self.warm_start and self.continue_from:
+            raise ValueError(
+                f"continue_from={self.continue_from!r} with warm_start={self.warm_start!r}: a run has one start; leave one "
+                "of them empty"
+            )
+        for key in ("bos_token", "eos_token"):
+            if getattr(self, key) and not self.warm_start:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} names a token of a base; set warm_start, or leave it out"
+                )
         if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
             raise ValueError(
                 f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
@@ -143,11 +172,19 @@ class LMRun:
     """Of the BPE that makes the pieces; "" without one."""
     tokenizer: str = ""
     """The speech tokenizer's folder, seen from the run's; "" when it was not noted (`tokenizer_folder`)."""
+    opening_marker: bool = True
+    """Whether text that opens a document has its marker."""
+    continued_from: str = ""
+    """The run whose weights this one began with, seen from its folder; "" when it began with none."""
 
     @property
     def vocab(self) -> Vocab:
         """The model's ids."""
-        return Vocab(num_text=self.num_text, num_speech=self.speech_pieces or self.num_speech)
+        return Vocab(
+            num_text=self.num_text,
+            num_speech=self.speech_pieces or self.num_speech,
+            opening_marker=self.opening_marker,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +203,7 @@ class LMData:
         convert = None if self.bpe is None else self.bpe.document
         max_epochs = {s: epochs for s, epochs in recipe.max_epochs.items() if s in weights}
         return MixtureConfig(weights=weights, seed=recipe.train.seed, max_epochs=max_epochs).build(
-            self.sources, convert
+            self.sources, convert, self.run.vocab.num_laid_out
         )
 
     def loader(
@@ -208,11 +245,13 @@ def train_lm(
     """
     if recipe.warm_start:
         check_base(Path(recipe.warm_start), text_tokenizer)
+    if recipe.continue_from:
+        check_apart(Path(recipe.continue_from), folder)
     data = open_data(recipe, shards, text_tokenizer, folder, map_shards, speech_tokenizer)
     patcher = recipe.patcher.build()
     train = replace(recipe.train, steps=num_steps(recipe, data, patcher))
     vocab = data.run.vocab
-    model = new_model(recipe, vocab)
+    model = new_model(recipe, data.run)
     model_config = model.config
     loader = data.loader(
         recipe,
@@ -234,7 +273,8 @@ def train_lm(
         saving.save(model.eval().to("cpu"), folder)
         text_tokenizer.save(folder / TEXT_TOKENIZER)
         where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
-        config.save(replace(data.run, tokenizer=where), folder / "run.json")
+        before = os.path.relpath(recipe.continue_from, folder) if recipe.continue_from else ""
+        config.save(replace(data.run, tokenizer=where, continued_from=before), folder / RUN)
     return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
 
 
@@ -255,14 +295,76 @@ def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:
     }
 
 
-def new_model(recipe: LMRecipe, vocab: Vocab) -> PlainLM | LatentLM:
-    """Random weights drawn with the run's seed, or those of `warm_start` with rows for the new ids."""
-    seed = recipe.train.seed
+def new_model(recipe: LMRecipe, run: LMRun) -> PlainLM | LatentLM:
+    """Random weights drawn with the run's seed, those of `warm_start` with rows for the new ids, or those of the run that
+    is continued."""
+    seed, vocab = recipe.train.seed, run.vocab
+    if recipe.continue_from:
+        return continued_model(Path(recipe.continue_from), recipe.model.for_vocab(vocab), run)
     if not recipe.warm_start:
         return recipe.model.for_vocab(vocab).build(seed)
+    ends = Ends(bos=recipe.bos_token, eos=recipe.eos_token)
     if isinstance(recipe.model, LatentLMConfig):
-        return latent_from_hugging_face(Path(recipe.warm_start), vocab, recipe.model, seed)
-    return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed)
+        return latent_from_hugging_face(Path(recipe.warm_start), vocab, recipe.model, seed, ends)
+    return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed, ends)
+
+
+def has_opening_marker(recipe: LMRecipe) -> bool:
+    """The layout that the recipe asks for, or that of what it starts from."""
+    if recipe.opening_marker != "auto":
+        return recipe.opening_marker == "on"
+    if recipe.continue_from:
+        return config.load(LMRun, Path(recipe.continue_from) / RUN).opening_marker
+    if recipe.warm_start:
+        exported = layout_of(Path(recipe.warm_start))
+        return exported is not None and exported.opening_marker
+    return True
+
+
+def check_apart(before: Path, folder: Path) -> None:
+    """Raises ValueError when a run would go on in the folder of the one that it continues."""
+    if before.resolve() == folder.resolve():
+        raise ValueError(
+            f"continue_from={str(before)!r} is the run's own folder; a run that goes on from another is a new one, "
+            "give it a --run-dir of its own"
+        )
+
+
+def continued_model(folder: Path, expected: PlainLMConfig | LatentLMConfig, run: LMRun) -> PlainLM | LatentLM:
+    """The trained weights of a run folder. Raises ValueError when its vocabulary, layout, kind or sizes are others."""
+    before = config.load(LMRun, folder / RUN)
+    for key in VOCABULARY:
+        was, now = getattr(before, key), getattr(run, key)
+        if was != now:
+            raise ValueError(
+                f"continue_from={str(folder)!r} has {key}={was!r}, this run {now!r}; a run goes on with the tokenizers and "
+                "the layout that it began with, make the shards with these"
+            )
+    model = saving.load(folder)
+    if type(model.config) is not type(expected):
+        kinds = {cls: name for name, cls in saving.KINDS.items()}
+        raise ValueError(
+            f"continue_from={str(folder)!r} holds a {kinds[type(model.config)]} model, this run has "
+            f"kind={kinds[type(expected)]}; its weights fit no other kind"
+        )
+    differing = _differences(config.to_dict(model.config), config.to_dict(expected), "model.")
+    if differing:
+        raise ValueError(
+            f"continue_from={str(folder)!r} has other sizes: {', '.join(differing)}; give the sizes of that run, which "
+            "train lm takes by itself when no --preset or --model.* flag says otherwise"
+        )
+    return model
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any], where: str) -> list[str]:
+    """Keys of nested data whose values differ, as `model.width=96 (here 64)`."""
+    found = []
+    for key, value in was.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            found += _differences(value, now[key], f"{where}{key}.")
+        elif value != now.get(key):
+            found.append(f"{where}{key}={value!r} (here {now.get(key)!r})")
+    return found
 
 
 def check_shards(shards: Mapping[str, Path], speech: SpeechTokenizer, text: TextTokenizer) -> None:
@@ -287,6 +389,7 @@ def open_data(
     """
     opened = {s: open_shards(path, mapped=map_shards) for s, path in shards.items() if recipe.weights.get(s)}
     run = _run_of(opened, text_tokenizer, recipe.patcher, speech_tokenizer)
+    run = replace(run, opening_marker=has_opening_marker(recipe))
     encode = word_by_word(text_tokenizer)
     pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None
     sources = {
@@ -295,6 +398,8 @@ def open_data(
     }
     if recipe.speech_pieces is None:
         return LMData(sources=sources, run=run, bpe=None)
+    if recipe.continue_from:
+        _copy_bpe(Path(recipe.continue_from), folder)
     bpe = _speech_bpe(sources, run.num_speech, recipe.speech_pieces, recipe.train.seed, folder / BPE_FILE)
     run = replace(run, speech_pieces=bpe.num_pieces, bpe_fingerprint=bpe.fingerprint)
     return LMData(sources=sources, run=run, bpe=bpe)
@@ -315,7 +420,7 @@ def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
 
 def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
     """A trained model ready to be asked, patched as models are tested. Speech goes in and comes out as base ids."""
-    run = config.load(LMRun, folder / "run.json")
+    run = config.load(LMRun, folder / RUN)
     model, patcher = saving.load(folder).eval(), eval_patcher(run.patcher)
     if run.speech_pieces is None:
         return Scorer(model, run.vocab, patcher), run
@@ -332,6 +437,12 @@ def tokenizer_folder(lm: Path, run: LMRun) -> Path:
     """The speech tokenizer behind a trained model: inside its folder, or where its run says."""
     inside, noted = lm / TOKENIZER_DIR, lm / (run.tokenizer or STORY_TOKENIZER)
     return inside if inside.is_dir() else Path(os.path.normpath(noted))
+
+
+def _copy_bpe(before: Path, folder: Path) -> None:
+    """The pieces of the run that is continued, which its rows belong to."""
+    if not (folder / BPE_FILE).is_file():
+        SpeechBPE.load(before / BPE_FILE).save(folder / BPE_FILE)
 
 
 def _speech_bpe(

@@ -3,6 +3,8 @@
 `SumLM` is small enough to check by hand and reads patches, documents and order, so a wrong one of them shows.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,20 @@ def test_empty_prompt_and_neighbours_of_one_modality():
     assert split == whole
 
 
+BARE = replace(VOCAB, opening_marker=False)
+
+
+def test_text_that_opens_without_a_marker_is_scored_and_answered_without_one():
+    own = Scorer(SumLM(), BARE, Static())
+    one, after = own.log_likelihoods([((), text(1, 2)), ((text(3),), speech(4))])
+    assert one.sum == pytest.approx(by_hand([BARE.bos, 1, 2, BARE.eos], 1, 3, Static(), [False] * 4), abs=1e-4)
+    ids = [BARE.bos, 3, BARE.marker("speech"), BARE.speech_start + 4, BARE.eos]
+    assert after.sum == pytest.approx(by_hand(ids, 3, 4, Static(), [False, False, False, True, False]), abs=1e-4)
+    for prompt, modality in (((), "text"), ((text(3),), "text"), ((text(3),), "speech"), ((speech(1, 2),), "text")):
+        (answer,) = own.generate([prompt], modality, max_tokens=6)
+        assert answer.tolist() == greedy_by_forward(SumLM(), Static(), prompt, modality, 6, BARE)
+
+
 segments = st.one_of(
     st.lists(st.integers(0, 5), min_size=1, max_size=5).map(lambda x: text(*x)),
     st.lists(st.integers(0, 8), min_size=1, max_size=7).map(lambda x: speech(*x)),
@@ -181,13 +197,13 @@ def test_alone_equals_in_a_batch(requests, max_rows):
         assert result.sum == pytest.approx(alone.sum, abs=1e-4)
 
 
-def greedy_by_forward(model, patcher, prompt, modality, max_tokens):
+def greedy_by_forward(model, patcher, prompt, modality, max_tokens, vocab=VOCAB):
     """The slow and obvious way: lay out prompt + answer so far, run forward, take the best allowed id."""
     answer: list[int] = []
     pool = VOCAB.num_text if modality == "text" else VOCAB.num_speech
     start = 0 if modality == "text" else VOCAB.speech_start
     allowed = [*range(start, start + pool), VOCAB.marker("text"), VOCAB.marker("speech"), VOCAB.eos]
-    own = Scorer(model, VOCAB, patcher)
+    own = Scorer(model, vocab, patcher)
     while len(answer) < max_tokens:
         tail = Segment(modality=modality, ids_T=np.array(answer, dtype=np.int32))
         laid_out = own._lay_out((*prompt, tail))

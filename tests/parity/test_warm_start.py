@@ -16,11 +16,12 @@ from torch import Tensor
 
 from speechquilt.model import saving
 from speechquilt.model.latent import LatentLM, LatentLMConfig
-from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face, read_base
+from speechquilt.model.warm_start import Ends, latent_from_hugging_face, plain_from_hugging_face, read_base
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.text import TextTokenizer
 from speechquilt.types import IGNORE, Batch
 from speechquilt.vocab import Special, Vocab
+from tests.dummies import base_text_tokenizer
 from tests.parity.tiny_checkpoints import VARIANTS, VOCAB, saved
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "warm-start.md"
@@ -94,16 +95,19 @@ def test_known_ids_take_their_rows_and_new_special_ids_the_mean(tmp_path: Path) 
     folder, theirs = saved(tmp_path, "llama")
     plain, latent = warm("plain", folder), warm("latent", folder)
     vocab, tables = VOCABULARY, (theirs.model.embed_tokens.weight, theirs.lm_head.weight)
-    for old_RD, new_VD, short_GD in zip(
+    for is_head, old_RD, new_VD, short_GD in zip(
+        (False, True),
         tables,
         (plain.embedding.weight, plain.head.weight),
         (latent.text_embedding.weight, latent.text_head.weight),
     ):
         assert torch.equal(new_VD[: vocab.num_text], old_RD[: vocab.num_text])
-        assert torch.equal(new_VD[vocab.bos], old_RD[48])
         assert torch.equal(new_VD[vocab.eos], old_RD[49])
         mean_D = old_RD[: vocab.num_text].mean(0)
-        for special in (Special.PAD, Special.TEXT, Special.SPEECH, Special.WORD_END):
+        if not is_head:
+            assert torch.equal(new_VD[vocab.bos], old_RD[48])
+        new = [Special.BOS] if is_head else []  # never predicted, so it must not take the probability of another id
+        for special in (*new, Special.PAD, Special.TEXT, Special.SPEECH, Special.WORD_END):
             torch.testing.assert_close(new_VD[vocab.special(special)], mean_D)
         assert torch.equal(short_GD, new_VD[: vocab.speech_start])
 
@@ -116,6 +120,32 @@ def test_the_bases_eos_may_be_one_of_several_or_missing(eos: Any, row: int | Non
     old_RD = theirs.model.embed_tokens.weight.detach()
     expected_D = old_RD[: VOCABULARY.num_text].mean(0) if row is None else old_RD[row]
     torch.testing.assert_close(warm("plain", folder).embedding.weight[VOCABULARY.eos].detach(), expected_D)
+
+
+@torch.no_grad()
+def test_a_text_token_that_ends_documents_gives_its_head_row_to_eos(tmp_path: Path) -> None:
+    """As SmolLM2's <|endoftext|>, which is BOS and EOS at once: its probability must not be there three times."""
+    folder, theirs = saved(tmp_path, "llama")
+    base_text_tokenizer([], vocab_size=0, specials=[f"<{i}>" for i in range(48)]).save(folder / "tokenizer.json")
+    model = plain_from_hugging_face(folder, VOCABULARY, ends=Ends(bos="<3>", eos="<3>"))
+    vocab, old_RD = VOCABULARY, theirs.lm_head.weight
+    for special in (vocab.bos, vocab.eos):
+        assert torch.equal(model.embedding.weight[special], theirs.model.embed_tokens.weight[3])
+    assert torch.equal(model.head.weight[vocab.eos], old_RD[3])
+    mean_D = old_RD[: vocab.num_text].mean(0)
+    torch.testing.assert_close(model.head.weight[vocab.bos], mean_D)
+    torch.testing.assert_close(model.head.weight[3], mean_D)
+    others = [i for i in range(vocab.num_text) if i != 3]
+    assert torch.equal(model.head.weight[others], old_RD[others])
+
+
+def test_a_token_that_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path, "llama")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+        plain_from_hugging_face(folder, VOCABULARY, ends=Ends(bos="<end>"))
+    base_text_tokenizer([], vocab_size=0, specials=["<|end|>"]).save(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"eos_token='<\|ende\|>' is no token of .*; did you mean <\|end\|>\?"):
+        plain_from_hugging_face(folder, VOCABULARY, ends=Ends(eos="<|ende|>"))
 
 
 @torch.no_grad()

@@ -28,6 +28,26 @@ def test_layout_round_trips(document):
     assert [(s.modality, s.ids_T.tolist()) for s in back] == [(s.modality, s.ids_T.tolist()) for s in document.segments]
 
 
+BARE = Vocab(num_text=30, num_speech=20, opening_marker=False)
+
+
+@given(documents())
+def test_without_the_opening_marker_only_that_marker_is_gone(document):
+    marked, bare = VOCAB.lay_out(document), BARE.lay_out(document)
+    opens_bare = bool(document.segments) and document.segments[0].modality == "text"
+    kept_T = np.arange(len(marked.ids_T)) != (1 if opens_bare else -1)
+    for key in ("ids_T", "is_speech_T", "loss_T", "unit_end_T"):
+        a, b = getattr(marked, key), getattr(bare, key)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a[kept_T].tolist() == b.tolist()
+    untold = opens_bare and not len(document.segments[0].ids_T)
+    expected = [(s.modality, s.ids_T.tolist()) for s in document.segments[1 if untold else 0 :]]
+    assert [(s.modality, s.ids_T.tolist()) for s in BARE.read_back(bare.ids_T)] == expected
+    for vocab, laid_out in ((VOCAB, marked), (BARE, bare)):
+        assert vocab.num_laid_out(document) == len(laid_out.ids_T)
+
+
 @given(documents())
 def test_layout_marks_speech_and_targets(document):
     out = VOCAB.lay_out(document)

@@ -63,7 +63,9 @@ def test_a_document_whose_spans_were_all_refused_has_the_ids_of_its_text(words, 
 
 
 @settings(max_examples=150, deadline=None)
-@given(words=st.lists(st.sampled_from(["the", "cat,", "house.", "It's", "fox", "é"]), max_size=60), seed=st.integers(0, 9))
+@given(
+    words=st.lists(st.sampled_from(["the", "cat,", "house.", "It's", "fox", "é"]), max_size=60), seed=st.integers(0, 9)
+)
 def test_text_runs_and_the_spoken_words_have_the_ids_of_the_text(words, seed) -> None:
     """What is taken out of the text is whole tokens: the spoken words with the space that opens them."""
     text = " ".join(words)
