@@ -81,7 +81,7 @@ def _start(cls: type[C], words: list[str]) -> tuple[list[str], C | None]:
 
 def _taken(words: list[str], name: str) -> tuple[str | None, list[str]]:
     """The value of `--name VALUE` or `--name=VALUE`, and the words without it."""
-    flag = f"--{name}"
+    flag = f"--{name.replace('_', '-')}"
     for k, word in enumerate(words):
         if word == flag and k + 1 < len(words):
             return words[k + 1], words[:k] + words[k + 2 :]

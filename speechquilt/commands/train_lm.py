@@ -7,10 +7,12 @@ from typing import Literal
 from speechquilt.commands.grammar import Flat
 from speechquilt.config import nearest
 from speechquilt.model import ladder
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.recipes import catalog, defaults
 from speechquilt.recipes.mixtures import shares, weights_of
 from speechquilt.stages.encode import text_tokenizer_of
+from speechquilt.stages.lm_start import made_of
 from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_lm import TOKENIZER_DIR, LMRecipe, check_shards, train_lm
 from speechquilt.text import TextTokenizer
@@ -29,10 +31,11 @@ class TrainLM:
       --data speech=shards/speech asr=shards/asr interleaved=shards/interleaved
 
     The name of a source says what is in its folder; weights, mixtures and bounds go by it. Sizes: docs/presets.md.
-    Also under torchrun, for many GPUs: docs/how-to/many-gpus.md. The same command goes on after a kill.
+    Also under torchrun, for many GPUs: docs/how-to/many-gpus.md. The same command goes on after a kill. More steps or
+    other data for a model that is trained: --continue-from ITS_RUN, in a new --run-dir.
     """
 
-    STARTS = ("preset", "kind")
+    STARTS = ("preset", "kind", "continue_from")
 
     preset: str = "toy"
     """Start from a size (toy, 420M to 7B) with the toy's schedule, or from a recipe (lst_420m); other flags change it."""
@@ -55,8 +58,21 @@ class TrainLM:
     """What is trained, and how."""
 
     @classmethod
-    def starting_from(cls, preset: str = "toy", kind: Kind = "latent") -> "TrainLM":
-        """Raises ValueError naming the known sizes and recipes, or the known kinds."""
+    def starting_from(cls, preset: str = "", kind: Kind | None = None, continue_from: str = "") -> "TrainLM":
+        """A run that is continued gives kind, sizes and patches, unless `preset` and `kind` name others.
+
+        Raises ValueError naming the known sizes and recipes, or the known kinds.
+        """
+        if not continue_from:
+            return cls._sized(preset or "toy", kind or "latent")
+        going_on = made_of(Path(continue_from))
+        of_run: Kind = "plain" if isinstance(going_on["model"], PlainLMConfig) else "latent"
+        start = cls._sized(preset or "toy", kind or of_run)
+        own_sizes = {} if preset or start.kind != of_run else going_on
+        return replace(start, recipe=replace(start.recipe, continue_from=continue_from, **own_sizes))
+
+    @classmethod
+    def _sized(cls, preset: str, kind: Kind) -> "TrainLM":
         if preset in RECIPES:
             return cls(preset=preset, run_dir=f"runs/{preset}", recipe=catalog.load(preset).recipe)
         if preset not in ladder.NAMES:

@@ -10,44 +10,42 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from speechquilt import config
-from speechquilt.data.feed.mixture import Mixture, MixtureConfig
-from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.feed.held_out import split
+from speechquilt.data.feed.mixture import Mixture, MixtureConfig, Source
 from speechquilt.data.feed.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
-from speechquilt.data.feed.spoken_documents import JoinConfig, as_documents
-from speechquilt.data.interleaving.parallel import ParallelSource, word_by_word, word_pieces
+from speechquilt.data.feed.spoken_documents import as_documents
+from speechquilt.data.interleaving.parallel import word_by_word, word_pieces
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder, open_shards
+from speechquilt.evals.held_out import HeldOut
 from speechquilt.evals.measures import Measure
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import saving
 from speechquilt.model.base_vocabulary import check_base
 from speechquilt.model.flops import training_flops
-from speechquilt.model.latent import LatentLM, LatentLMConfig
+from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig, eval_patcher
-from speechquilt.model.plain import PlainLM, PlainLMConfig
-from speechquilt.model.warm_start import Ends, latent_from_hugging_face, layout_of, plain_from_hugging_face
+from speechquilt.model.plain import PlainLM
 from speechquilt.protocols import Loader, Patcher, SpeechTokenizer
-from speechquilt.stages.budget import AtProgress, Budget, steps_for
+from speechquilt.stages.budget import AtProgress, steps_for
+from speechquilt.stages.held_out import note, stops
+from speechquilt.stages.lm_recipe import RUN, LMRecipe, LMRun
+from speechquilt.stages.lm_start import BPE_FILE, check_apart, copy_bpe, has_opening_marker, new_model
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.text import TextTokenizer
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.next_token import NextTokenObjective
-from speechquilt.train.trainer import TrainConfig, Trainer, TrainResult
+from speechquilt.train.trainer import Trainer, TrainResult
 from speechquilt.types import Batch
-from speechquilt.vocab import Vocab
 
-RUN = "run.json"
-BPE_FILE = "speech_bpe.json"
-VOCABULARY = (  # what a run must have in common with the one that it continues
-    "num_text", "num_speech", "speech_pieces", "text_fingerprint", "speech_fingerprint", "bpe_fingerprint", "opening_marker",
-)  # fmt: skip
 TEXT_TOKENIZER = "text_tokenizer.json"  # in a run folder
 TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
 STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
+MOST_HELD_OUT = 256  # documents of a source that are measured, however many are held out
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
 
 MEASURES = (
@@ -59,144 +57,35 @@ MEASURES = (
     Measure(key="lm.<run>.text_tokens", kind="count", meaning="text tokens seen in training"),
     Measure(key="lm.<run>.flops", kind="amount", unit="FLOP", meaning="floating point operations of the training, those of local modules too"),
     Measure(key="lm.<run>.seconds", kind="amount", unit="s", meaning="wall time of the training"),
+    Measure(key="lm.<run>.held_out_<source>", kind="amount", unit="nats", meaning="loss per token of the source's documents that were held out"),
     Measure(key="lm.<run>.patch_size", kind="amount", meaning="realised speech tokens per patch in training"),
     Measure(key="lm.<run>.text_patch_size", kind="amount", meaning="realised text tokens per unit in training; 1 by construction"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMRecipe:
-    """How one speech-text language model is trained.
-
-    The number of steps is train.steps, or follows from a budget in units or tokens, which then replaces it.
-    """
-
-    model: PlainLMConfig | LatentLMConfig
-    """Kind and sizes of the model; its vocabulary comes from the shards."""
-    patcher: PatcherConfig
-    """How speech tokens are grouped into patches."""
-    weights: dict[str, float]
-    """Share of the tokens for each source, by name; sources without shards are left out."""
-    pack: PackConfig
-    """The size of a batch."""
-    train: TrainConfig
-    """The run: its steps, learning rate, devices and checkpoints."""
-    budget: Budget = "steps"
-    """How the length of the run is given: in "steps" (train.steps), or as budget_amount of "units" (equal compute for
-    every patcher) or of "tokens" (equal data).
-    """
-    budget_amount: int = 0
-    """Units or tokens to train for, over all ranks; tokens are base speech tokens, text and special tokens. 0 with a
-    budget in steps.
-    """
-    speech_pieces: int | None = None
-    """Read speech as pieces of a BPE of this size, learned from the shards; None reads the speech tokens as they are.
-    """
-    warm_start: str = ""
-    """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from; "" starts from random weights. A plain model
-    takes its sizes from there, a latent one those of its global transformer.
-    """
-    bos_token: str = ""
-    """Token of the warm start's base that stands for the beginning of a document, as its tokenizer.json writes it, such
-    as <|endoftext|> of SmolLM2; "" is the bos_token_id of its config.json.
-    """
-    eos_token: str = ""
-    """Token of the warm start's base that stands for the end of a document; "" is the eos_token_id of its config.json.
-    """
-    continue_from: str = ""
-    """Run folder of a language model of ours whose weights this run starts with: more steps or other data, with a
-    schedule and an optimizer of its own. Its vocabulary, kind and sizes must be those of this run. "" continues none.
-    """
-    opening_marker: Literal["auto", "on", "off"] = "auto"
-    """Whether text that opens a document has its marker. "on": as in the papers. "off": as a text model knows it.
-    "auto": as in what the run starts from, so off for a warm start and on for random weights.
-    """
-    max_epochs: dict[str, float] = field(default_factory=dict)
-    """How often each source may be gone through before it leaves the mixture; a source that is not named has no
-    bound.
-    """
-    join: JoinConfig = JoinConfig()
-    """Which recordings of one session are interleaved as one document."""
-
-    def __post_init__(self) -> None:
-        MixtureConfig(weights=self.weights, max_epochs=self.max_epochs)  # refuses bad values before any work
-        if self.warm_start and self.continue_from:
-            raise ValueError(
-                f"continue_from={self.continue_from!r} with warm_start={self.warm_start!r}: a run has one start; leave one "
-                "of them empty"
-            )
-        for key in ("bos_token", "eos_token"):
-            if getattr(self, key) and not self.warm_start:
-                raise ValueError(
-                    f"{key}={getattr(self, key)!r} names a token of a base; set warm_start, or leave it out"
-                )
-        if self.warm_start and isinstance(self.model, LatentLMConfig) and not self.model.bypass:
-            raise ValueError(
-                f"warm_start={self.warm_start!r} with text_path={self.model.text_path!r}: a text model can take the place of "
-                "the global transformer only when text bypasses the local modules; set model.text_path=bypass"
-            )
-        if self.budget == "steps" and self.budget_amount:
-            raise ValueError(
-                f"budget_amount={self.budget_amount} has no meaning with budget='steps'; "
-                "set train.steps, or budget='units' or 'tokens'"
-            )
-        if self.budget != "steps" and self.budget_amount < 1:
-            raise ValueError(
-                f"budget_amount={self.budget_amount} must be at least 1 with budget={self.budget!r}; "
-                f"say how many {self.budget} to train for"
-            )
-        if self.speech_pieces is not None and self.patcher.kind in ("aligned", "mixed", "curriculum"):
-            raise ValueError(
-                f"speech_pieces={self.speech_pieces} with patcher.kind={self.patcher.kind!r}: BPE pieces do not end where "
-                "words end; use patcher.kind='none' or 'static'"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LMRun:
-    """`run.json`: what is needed to use a trained model beside its weights."""
-
-    num_text: int
-    """Ids of the text tokenizer."""
-    num_speech: int
-    """Ids of the speech tokenizer."""
-    text_fingerprint: str
-    """Of the text tokenizer."""
-    speech_fingerprint: str
-    """Of the speech tokenizer that made the shards."""
-    patcher: PatcherConfig
-    """How speech tokens were grouped into patches."""
-    speech_pieces: int | None = None
-    """Number of BPE pieces that the model reads instead of speech tokens; None when it reads the tokens."""
-    bpe_fingerprint: str = ""
-    """Of the BPE that makes the pieces; "" without one."""
-    tokenizer: str = ""
-    """The speech tokenizer's folder, seen from the run's; "" when it was not noted (`tokenizer_folder`)."""
-    opening_marker: bool = True
-    """Whether text that opens a document has its marker."""
-    continued_from: str = ""
-    """The run whose weights this one began with, seen from its folder; "" when it began with none."""
-
-    @property
-    def vocab(self) -> Vocab:
-        """The model's ids."""
-        return Vocab(
-            num_text=self.num_text,
-            num_speech=self.speech_pieces or self.num_speech,
-            opening_marker=self.opening_marker,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class LMData:
     """What one run trains on."""
 
-    sources: Mapping[str, ShardFolder | ParallelSource]
+    sources: Mapping[str, Source]
     """Its sources as documents, by name."""
     run: LMRun
     """The vocabulary that they agree on."""
     bpe: SpeechBPE | None
     """What cuts their speech into pieces; None when nothing does."""
+    held_out: Mapping[str, Source] = field(default_factory=dict)
+    """Documents of the sources that are not trained on, by name; none when the recipe holds none out."""
+
+    def measure(self, recipe: LMRecipe) -> HeldOut:
+        """What asks for the loss on the documents held out, `MOST_HELD_OUT` of each source."""
+        documents = {
+            name: [
+                part[i] if self.bpe is None else self.bpe.document(part[i])
+                for i in range(min(len(part), MOST_HELD_OUT))
+            ]
+            for name, part in self.held_out.items()
+        }
+        return HeldOut(documents, self.run.vocab, eval_patcher(recipe.patcher), recipe.pack.tokens_per_row)
 
     def mixture(self, recipe: LMRecipe) -> Mixture:
         weights = {s: recipe.weights[s] for s in self.sources}
@@ -265,7 +154,14 @@ def train_lm(
     def flops(batch: Batch) -> float:
         return training_flops(model_config, batch)
 
-    done = Trainer(train, model, NextTokenObjective(vocab, flops), loader, folder, name=name).train()
+    trainer = Trainer(train, model, NextTokenObjective(vocab, flops), loader, folder, name=name)
+    losses: dict[str, float] = {}
+    held_out = data.measure(recipe)
+    for step in stops(recipe.evaluate_every, train.steps, folder):
+        done = trainer.train(stop_after=step)
+        if data.held_out:
+            losses = held_out.losses(model)
+            note(folder, {"step": done.steps, **losses})
     if distributed.rank() == 0:
         if distributed.world_size() > 1:  # its own copy may be a shard of the model
             model = saving.empty(model_config)
@@ -275,7 +171,7 @@ def train_lm(
         where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
         before = os.path.relpath(recipe.continue_from, folder) if recipe.continue_from else ""
         config.save(replace(data.run, tokenizer=where, continued_from=before), folder / RUN)
-    return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
+    return {f"lm.{name}.{key}": value for key, value in (_results(model, done) | losses).items()}
 
 
 def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:
@@ -293,78 +189,6 @@ def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:
         "patch_size": totals["speech_tokens"] / max(1.0, totals["speech_units"]),
         "text_patch_size": text_tokens / max(1.0, totals["units"] - totals["speech_units"]),
     }
-
-
-def new_model(recipe: LMRecipe, run: LMRun) -> PlainLM | LatentLM:
-    """Random weights drawn with the run's seed, those of `warm_start` with rows for the new ids, or those of the run that
-    is continued."""
-    seed, vocab = recipe.train.seed, run.vocab
-    if recipe.continue_from:
-        return continued_model(Path(recipe.continue_from), recipe.model.for_vocab(vocab), run)
-    if not recipe.warm_start:
-        return recipe.model.for_vocab(vocab).build(seed)
-    ends = Ends(bos=recipe.bos_token, eos=recipe.eos_token)
-    if isinstance(recipe.model, LatentLMConfig):
-        return latent_from_hugging_face(Path(recipe.warm_start), vocab, recipe.model, seed, ends)
-    return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed, ends)
-
-
-def has_opening_marker(recipe: LMRecipe) -> bool:
-    """The layout that the recipe asks for, or that of what it starts from."""
-    if recipe.opening_marker != "auto":
-        return recipe.opening_marker == "on"
-    if recipe.continue_from:
-        return config.load(LMRun, Path(recipe.continue_from) / RUN).opening_marker
-    if recipe.warm_start:
-        exported = layout_of(Path(recipe.warm_start))
-        return exported is not None and exported.opening_marker
-    return True
-
-
-def check_apart(before: Path, folder: Path) -> None:
-    """Raises ValueError when a run would go on in the folder of the one that it continues."""
-    if before.resolve() == folder.resolve():
-        raise ValueError(
-            f"continue_from={str(before)!r} is the run's own folder; a run that goes on from another is a new one, "
-            "give it a --run-dir of its own"
-        )
-
-
-def continued_model(folder: Path, expected: PlainLMConfig | LatentLMConfig, run: LMRun) -> PlainLM | LatentLM:
-    """The trained weights of a run folder. Raises ValueError when its vocabulary, layout, kind or sizes are others."""
-    before = config.load(LMRun, folder / RUN)
-    for key in VOCABULARY:
-        was, now = getattr(before, key), getattr(run, key)
-        if was != now:
-            raise ValueError(
-                f"continue_from={str(folder)!r} has {key}={was!r}, this run {now!r}; a run goes on with the tokenizers and "
-                "the layout that it began with, make the shards with these"
-            )
-    model = saving.load(folder)
-    if type(model.config) is not type(expected):
-        kinds = {cls: name for name, cls in saving.KINDS.items()}
-        raise ValueError(
-            f"continue_from={str(folder)!r} holds a {kinds[type(model.config)]} model, this run has "
-            f"kind={kinds[type(expected)]}; its weights fit no other kind"
-        )
-    differing = _differences(config.to_dict(model.config), config.to_dict(expected), "model.")
-    if differing:
-        raise ValueError(
-            f"continue_from={str(folder)!r} has other sizes: {', '.join(differing)}; give the sizes of that run, which "
-            "train lm takes by itself when no --preset or --model.* flag says otherwise"
-        )
-    return model
-
-
-def _differences(was: dict[str, Any], now: dict[str, Any], where: str) -> list[str]:
-    """Keys of nested data whose values differ, as `model.width=96 (here 64)`."""
-    found = []
-    for key, value in was.items():
-        if isinstance(value, dict) and isinstance(now.get(key), dict):
-            found += _differences(value, now[key], f"{where}{key}.")
-        elif value != now.get(key):
-            found.append(f"{where}{key}={value!r} (here {now.get(key)!r})")
-    return found
 
 
 def check_shards(shards: Mapping[str, Path], speech: SpeechTokenizer, text: TextTokenizer) -> None:
@@ -392,17 +216,21 @@ def open_data(
     run = replace(run, opening_marker=has_opening_marker(recipe))
     encode = word_by_word(text_tokenizer)
     pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None
-    sources = {
+    sources: dict[str, Any] = {
         s: as_documents(shard, encode, seed=recipe.train.seed, source=s, piece_lengths=pieces, join=recipe.join)
         for s, shard in opened.items()
     }
+    held_out: dict[str, Source] = {}
+    if recipe.held_out:
+        parts = {s: split(s, source, source.ids(), recipe.held_out) for s, source in sources.items()}
+        sources, held_out = {s: p.train for s, p in parts.items()}, {s: p.held_out for s, p in parts.items()}
     if recipe.speech_pieces is None:
-        return LMData(sources=sources, run=run, bpe=None)
+        return LMData(sources=sources, run=run, bpe=None, held_out=held_out)
     if recipe.continue_from:
-        _copy_bpe(Path(recipe.continue_from), folder)
+        copy_bpe(Path(recipe.continue_from), folder)
     bpe = _speech_bpe(sources, run.num_speech, recipe.speech_pieces, recipe.train.seed, folder / BPE_FILE)
     run = replace(run, speech_pieces=bpe.num_pieces, bpe_fingerprint=bpe.fingerprint)
-    return LMData(sources=sources, run=run, bpe=bpe)
+    return LMData(sources=sources, run=run, bpe=bpe, held_out=held_out)
 
 
 def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
@@ -439,15 +267,7 @@ def tokenizer_folder(lm: Path, run: LMRun) -> Path:
     return inside if inside.is_dir() else Path(os.path.normpath(noted))
 
 
-def _copy_bpe(before: Path, folder: Path) -> None:
-    """The pieces of the run that is continued, which its rows belong to."""
-    if not (folder / BPE_FILE).is_file():
-        SpeechBPE.load(before / BPE_FILE).save(folder / BPE_FILE)
-
-
-def _speech_bpe(
-    sources: Mapping[str, ShardFolder | ParallelSource], num_ids: int, num_pieces: int, seed: int, path: Path
-) -> SpeechBPE:
+def _speech_bpe(sources: Mapping[str, Source], num_ids: int, num_pieces: int, seed: int, path: Path) -> SpeechBPE:
     """The BPE of a run folder; a resumed run reads the one it began with."""
     if not path.is_file():
         SpeechBPE.train(speech_spans(sources, seed, BPE_SPANS), num_ids, num_pieces).save(path)

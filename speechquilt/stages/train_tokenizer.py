@@ -6,8 +6,7 @@ What is measured on the way (`held_out.json`) is the ASR model as it stands, whi
 warm-up.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.speech_corpora import Mix, SpeechCorpus
 from speechquilt.evals.measures import Measure, Promise, at_least, at_most, is_true
 from speechquilt.evals.wer import cer, wer
-from speechquilt.files import write_json
 from speechquilt.stages.encode import encode_all
+from speechquilt.stages.held_out import note, stops
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.supervised import Head, SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.tokenizer.whisper import whisper_start
@@ -33,7 +32,6 @@ from speechquilt.train.spec_augment import SpecAugmentConfig
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import Utterance
 
-HELD_OUT_FILE = "held_out.json"
 HELD_OUT_BATCH_S = 60.0  # audio that is transcribed at once, padding included
 STREAM_CHUNKS = (1, 37, 160, 1111, 5000)  # samples per call when streaming is compared with offline, in turn
 STREAMED = 20  # held-out utterances that are streamed
@@ -122,10 +120,10 @@ def train_tokenizer(
     objective = partial(asr_objective, augment=recipe.augment.build() if recipe.augment else None)
     trainer = Trainer(recipe.train, model, objective, loader, folder, name="tokenizer")
     try:
-        for step in _stops(recipe, folder):
+        for step in stops(recipe.evaluate_every, recipe.train.steps, folder):
             done = trainer.train(stop_after=step)
             if recipe.evaluate_every:
-                _note(folder, {"step": done.steps, **held_out_rates(model, held_out)})
+                note(folder, {"step": done.steps, **held_out_rates(model, held_out)})
     finally:
         loader.close()
     if distributed.world_size() > 1:  # its own copy may be a shard of the model
@@ -202,28 +200,6 @@ def transcribe(model: SupervisedTokenizer, utterances: Sequence[Utterance], head
         for i, text in zip(rows_B.tolist(), heard):
             texts[i] = text
     return texts
-
-
-def _stops(recipe: TokenizerRecipe, folder: Path) -> Iterator[int]:
-    """Steps at which training pauses: every multiple of `evaluate_every` that has not been measured yet, and the last."""
-    every, last = recipe.evaluate_every, recipe.train.steps
-    if every:
-        measured = max((line["step"] for line in read_held_out(folder)), default=0)
-        yield from range((measured // every + 1) * every, last, every)
-    yield last
-
-
-def read_held_out(folder: Path) -> list[dict[str, Any]]:
-    """The measurements made during training, by step; [] when there are none."""
-    path = folder / HELD_OUT_FILE
-    return json.loads(path.read_text()) if path.is_file() else []
-
-
-def _note(folder: Path, line: dict[str, Any]) -> None:
-    """Add a measurement, or replace that of the same step: a kill between measuring and the next stop repeats it."""
-    if distributed.rank() == 0:
-        kept = [before for before in read_held_out(folder) if before["step"] < line["step"]]
-        write_json(folder / HELD_OUT_FILE, [*kept, line])
 
 
 def measure_tokenizer(model: SupervisedTokenizer, held_out: Sequence[Utterance]) -> dict[str, Any]:

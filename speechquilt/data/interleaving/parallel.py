@@ -167,6 +167,11 @@ class ParallelSource:
     def __getitem__(self, index: int) -> Document:
         return self.in_epoch(index, 0)
 
+    def ids(self) -> list[str]:
+        """The ids of all documents, in order."""
+        ids = getattr(self.spoken, "ids", None)  # a list of texts has none
+        return ids() if ids else [self.spoken[i].id for i in range(len(self))]
+
     def in_epoch(self, index: int, epoch: int) -> Document:
         """Document `index` as it is in this epoch."""
         spoken = self.spoken[index]

@@ -238,6 +238,17 @@ class ItemFolder(Generic[Item]):
         shard, row = self._find(index)
         return shard.item(row)
 
+    def ids(self) -> list[str]:
+        """The ids of all items, in order; nothing else is read."""
+        found: list[str] = []
+        for shard in self.manifest["shards"]:
+            path = self.folder / shard["file"]
+            try:
+                found += pq.read_table(path, columns=["id"]).column("id").to_pylist()
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise _damaged(path, str(error).splitlines()[0]) from error
+        return found
+
     def in_order(self) -> Iterator[Item]:
         """All items, with one shard in memory at a time; access by index keeps every shard that it has read (or mapped)."""
         for entry in self.manifest["shards"]:
