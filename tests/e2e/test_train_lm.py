@@ -16,6 +16,7 @@ from speechquilt.model import ladder, saving
 from speechquilt.model.entropy import EntropyConfig
 from speechquilt.model.latent import LatentLM
 from speechquilt.model.patcher import PatcherConfig
+from speechquilt.stages.held_out import read_held_out
 from speechquilt.stages.train_entropy import MADE, EntropyRecipe, train_entropy
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.train.trainer import TrainConfig
@@ -40,9 +41,10 @@ def rank_main(recipe_path: str, shards_json: str, folder: str) -> None:
 
 def test_two_sharded_ranks_leave_the_folder_that_one_process_leaves(shards, tmp_path):  # noqa: F811
     alone, together = tmp_path / "alone", tmp_path / "together"
-    train_lm(RECIPE, shards, TOKENIZER, alone, "lm")
+    recipe = replace(RECIPE, held_out=0.1, evaluate_every=4)
+    train_lm(recipe, shards, TOKENIZER, alone, "lm")
     together.mkdir()
-    config.save(replace(RECIPE, train=replace(RECIPE.train, shard="full")), tmp_path / "recipe.json")
+    config.save(replace(recipe, train=replace(RECIPE.train, shard="full")), tmp_path / "recipe.json")
     paths = json.dumps({name: str(path) for name, path in shards.items()})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "tests.e2e.test_train_lm", str(tmp_path / "recipe.json"), paths, str(together)]
@@ -51,6 +53,8 @@ def test_two_sharded_ranks_leave_the_folder_that_one_process_leaves(shards, tmp_
     one, two = (saving.load(folder).state_dict() for folder in (alone, together))
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-3)
+    for one_line, two_line in zip(read_held_out(alone), read_held_out(together), strict=True):
+        assert two_line == pytest.approx(one_line, rel=1e-3)
     scorer, run = load_scorer(together)
     assert run == load_scorer(alone)[1]
     assert scorer.log_likelihoods([Request((), text("balon kemit"))])[0].sum < 0
