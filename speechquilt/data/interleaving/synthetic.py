@@ -199,12 +199,14 @@ def assemble(
     frame_rate: float = USUAL_RATE,
     source: str = "interleaved",
     stats: InterleaveStats | None = None,
+    engine_encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Document:
     """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
     by `text_encode` (`TextTokenizer.encode_run`), with its white space; only the space that opens a spoken word goes
-    with that word. `frame_rate`: speech tokens per second. `stats`, if given, is added to.
+    with that word. `frame_rate`: speech tokens per second. `stats`, if given, is added to. `engine_encode`: text -> ids
+    of the model that spoke, which judge the length of a span; None: those of `text_encode`.
     Raises ValueError when `spoken` does not have one entry per span.
     """
     num_spans = sum(piece.modality == "speech" for piece in plan.pieces)
@@ -214,6 +216,7 @@ def assemble(
         )
     stats = InterleaveStats() if stats is None else stats
     stats.unspeakable.update(plan.unspeakable)
+    said_encode = engine_encode or text_encode
     runs: list[str | SpokenSpan] = []
     spans = iter(zip(spoken, plan.spoken_spans))
     for piece in plan.pieces:
@@ -222,18 +225,18 @@ def assemble(
             run: str | SpokenSpan = piece.text
         else:
             span, said = next(spans)
-            run = _counted(piece, span, reject_reason(span, len(text_encode(said)), frame_rate), stats)
+            run = _counted(piece, span, reject_reason(span, len(said_encode(said)), frame_rate), stats)
         if isinstance(run, str) and runs and isinstance(runs[-1], str):
             runs[-1] += run
         else:
             runs.append(run)
-    behind = [*(not isinstance(run, str) for run in runs[1:]), False]  # whether speech follows
+    in_front = [*(not isinstance(run, str) for run in runs[1:]), False]  # of speech
     return Document(
         id=f"{plan.document_id}/pass{plan.pass_index}",
         source=source,
         segments=tuple(
-            _segment(_without_word_space(run) if isinstance(run, str) and spoken else run, text_encode)
-            for run, spoken in zip(runs, behind)
+            _segment(_without_word_space(run) if isinstance(run, str) and cut else run, text_encode)
+            for run, cut in zip(runs, in_front)
             if not isinstance(run, str) or run.strip()
         ),
     )
