@@ -138,7 +138,7 @@ def test_glm4_voice_from_recordings_to_answers(world, tmp_path, capsys):
     """Plain and latent, with pairs and texts in the base's own ids; the released folder is remembered, not copied."""
     data = made_shards(world, world.glm, tmp_path / "shards", capsys)
     assert text_ids(tmp_path / "shards" / "text")[0] == base_ids(world, " ".join(sentence(100, 60)))
-    assert text_ids(tmp_path / "shards" / "asr")[1] == base_ids(world, " ".join(sentence(0, 5)))
+    assert text_ids(tmp_path / "shards" / "asr")[1] == base_ids(world, " " + " ".join(sentence(0, 5)))  # behind speech
     tokenizers = ["--tokenizer", world.glm, "--text-tokenizer", world.base / "tokenizer.json"]
     for kind in ("plain", "latent"):
         folder = tmp_path / "runs" / kind
