@@ -6,14 +6,18 @@ word ends, so those are measured against the recordings' word times.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from speechquilt.data.feed.spoken_parts import SpokenParts
 from speechquilt.evals.measures import Measure, Promise, at_most
 from speechquilt.evals.wer import wer
+from speechquilt.model.base_vocabulary import check_base
+from speechquilt.model.warm_start import Ends, plain_from_hugging_face
 from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
@@ -27,6 +31,7 @@ from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import AlignedTokens, UnitEnd, Utterance
 
+HELD_OUT_EVERY = 20  # one in so many recordings of shards is kept for measuring
 BOUNDARY_UTTERANCES = 64  # enough for some hundred words, seconds on one core
 SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spec 1 section 4
 
@@ -66,6 +71,23 @@ class TextToTokenRecipe:
     """The run: its steps, learning rate, devices and checkpoints."""
     engine: EngineConfig
     """How speech tokens are sampled with the trained model."""
+    warm_start: str = ""
+    """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from, whose sizes the model takes; it reads text with the
+    base's own tokenizer. "" starts from random weights.
+    """
+    bos_token: str = ""
+    """Token of the warm start's base that stands for the beginning of a text, as its tokenizer.json writes it; "" is the
+    bos_token_id of its config.json.
+    """
+    eos_token: str = ""
+    """Token of the warm start's base that stands for the end; "" is the eos_token_id of its config.json."""
+
+    def __post_init__(self) -> None:
+        for key in ("bos_token", "eos_token"):
+            if getattr(self, key) and not self.warm_start:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} names a token of a base; set warm_start, or leave it out"
+                )
 
 
 def train_text_to_token(
@@ -82,28 +104,81 @@ def train_text_to_token(
     Utterances without word times are left out where there are others: the model is cued word by word, or, when no
     utterance has word times, by whole texts. `text_tokenizer`: what it reads with; None: the speech tokenizer's own.
     """
-    text_tokenizer = text_tokenizer or text_tokenizer_of(tokenizer)
+    text_tokenizer = text_tokenizer or text_tokenizer_of(tokenizer, recipe.warm_start)
     aligned = [u for u in train if u.alignment]
     if 0 < len(aligned) < len(train):
         print(f"text-to-token: {len(train) - len(aligned)} of {len(train)} utterances have no word times, left out")
+    cue: network.Cue = "word" if aligned else "text"
+    spoken = encode_utterances(tokenizer, aligned or train)
+    model, found = _trained(recipe, tokenizer, spoken, [u.text for u in held_out], folder, text_tokenizer, cue)
+    return {**found, **measure_boundaries(model, text_tokenizer, tokenizer, held_out)}
+
+
+def train_on_shards(
+    recipe: TextToTokenRecipe,
+    tokenizer: SpeechTokenizer,
+    shards: Sequence[Path],
+    folder: Path,
+    *,
+    text_tokenizer: TextTokenizer | None = None,
+) -> dict[str, Any]:
+    """As `train_text_to_token`, on the spoken texts that `tokenize` wrote (its `parallel` shards): no audio is decoded again.
+
+    One recording in `HELD_OUT_EVERY` is held out, by a hash of its id. Ends of words are not measured, since the shards
+    know them no better than to a token. Raises ValueError for shards of another kind or another speech tokenizer.
+    """
+    spoken = SpokenParts.open(shards)
+    for part in spoken.folders:
+        part.check(speech_fingerprint=tokenizer.fingerprint, text_fingerprint="")
+    train, held_out = spoken.split(HELD_OUT_EVERY)
+    text_tokenizer = text_tokenizer or text_tokenizer_of(tokenizer, recipe.warm_start)
+    return _trained(recipe, tokenizer, train, [item.text for item in held_out], folder, text_tokenizer, "word")[1]
+
+
+def _trained(
+    recipe: TextToTokenRecipe,
+    tokenizer: SpeechTokenizer,
+    spoken: Sequence[AlignedTokens],
+    held_out: Sequence[str],
+    folder: Path,
+    text_tokenizer: TextTokenizer,
+    cue: network.Cue,
+) -> tuple[network.TextToTokenLM, dict[str, Any]]:
     config = network.TextToTokenConfig(
         num_text=text_tokenizer.size,
         num_speech=tokenizer.vocab_size,
         llama=recipe.llama,
-        cue="word" if aligned else "text",
+        cue=cue,
         frame_rate=tokenizer.frame_rate,
     )
-    model = config.build(recipe.train.seed)
-    loader = recipe.data.build(encode_utterances(tokenizer, aligned or train), text_tokenizer, model.vocab)
+    model = new_model(recipe, config, text_tokenizer)
+    loader = recipe.data.build(spoken, text_tokenizer, model.vocab)
     Trainer(recipe.train, model, NextTokenObjective(model.vocab), loader, folder, name="text-to-token").train()
     network.save(folder, model.eval().to("cpu"), text_tokenizer, tokenizer.fingerprint)
     engine = recipe.engine.build(model, text_tokenizer)
-    return {
+    return model, {
         "text_to_token.steps": recipe.train.steps,
         "text_to_token.parameters": sum(p.numel() for p in model.parameters()),
-        **measure_text_to_token(engine, tokenizer, [u.text for u in held_out]),
-        **measure_boundaries(model, text_tokenizer, tokenizer, held_out),
+        **measure_text_to_token(engine, tokenizer, held_out),
     }
+
+
+def new_model(
+    recipe: TextToTokenRecipe, config: network.TextToTokenConfig, text_tokenizer: TextTokenizer
+) -> network.TextToTokenLM:
+    """Random weights drawn with the run's seed, or those of `warm_start` with rows for speech and the special ids."""
+    if not recipe.warm_start:
+        return config.build(recipe.train.seed)
+    base = Path(recipe.warm_start)
+    check_base(base, text_tokenizer)
+    ends = Ends(bos=recipe.bos_token, eos=recipe.eos_token)
+    started = plain_from_hugging_face(base, config.vocab, recipe.train.seed, ends)
+    with torch.device("meta"):
+        model = network.TextToTokenLM(replace(config, llama=started.config.llama))
+    names = {"embedding.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
+    weights = {names.get(k, k.replace("llama.", "model.", 1)): v for k, v in started.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def measure_text_to_token(
