@@ -12,6 +12,7 @@ from speechquilt.protocols import SpeechTokenizer
 from speechquilt.recipes import catalog, defaults
 from speechquilt.recipes.mixtures import shares, weights_of
 from speechquilt.stages.encode import text_tokenizer_of
+from speechquilt.stages.lm_recipe import RUN
 from speechquilt.stages.lm_start import made_of
 from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_lm import TOKENIZER_DIR, LMRecipe, check_shards, train_lm
@@ -63,8 +64,9 @@ class TrainLM:
 
         Raises ValueError naming the known sizes and recipes, or the known kinds.
         """
-        if not continue_from:
-            return cls._sized(preset or "toy", kind or "latent")
+        if not continue_from or not (Path(continue_from) / RUN).is_file():  # a run that is missing is the training's to refuse
+            start = cls._sized(preset or "toy", kind or "latent")
+            return replace(start, recipe=replace(start.recipe, continue_from=continue_from))
         going_on = made_of(Path(continue_from))
         of_run: Kind = "plain" if isinstance(going_on["model"], PlainLMConfig) else "latent"
         start = cls._sized(preset or "toy", kind or of_run)

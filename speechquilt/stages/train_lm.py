@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from speechquilt import config
-from speechquilt.data.feed.held_out import split
 from speechquilt.data.feed.mixture import Mixture, MixtureConfig, Source
 from speechquilt.data.feed.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
+from speechquilt.data.feed.splits import split
 from speechquilt.data.feed.spoken_documents import as_documents
 from speechquilt.data.interleaving.parallel import word_by_word, word_pieces
 from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder, open_shards
-from speechquilt.evals.held_out import HeldOut
 from speechquilt.evals.measures import Measure
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
+from speechquilt.evals.source_loss import HeldOut
 from speechquilt.model import saving
 from speechquilt.model.base_vocabulary import check_base
 from speechquilt.model.flops import training_flops

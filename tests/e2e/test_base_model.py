@@ -29,7 +29,7 @@ def greedy_is_the_same(lm: Path, exported: Path) -> None:
     texts, vocab = TextTokenizer.load(lm / "text_tokenizer.json"), asked.vocab
     written = text_segment(texts, "the cat sat")
     spoken = Segment(modality="speech", ids_T=np.array([3, 1, 4], dtype=np.int32))
-    ends = [vocab.eos, vocab.marker("text"), vocab.marker("speech")]
+    ends, answered = [vocab.eos, vocab.marker("text"), vocab.marker("speech")], 0
     ids_V = torch.arange(vocab.size)
     for prompt in ((written,), (spoken,), (written, spoken)):
         for modality, allowed_V in (("text", vocab.is_text(ids_V)), ("speech", vocab.is_speech(ids_V))):
@@ -47,6 +47,8 @@ def greedy_is_the_same(lm: Path, exported: Path) -> None:
             )[0, len(start_T) :]
             expected = vocab.to_model(modality, answer).tolist()
             assert [i for i in out_T.tolist() if i not in ends] == expected
+            answered += len(expected)
+    assert answered > 12
 
 
 def test_a_base_learns_speech_goes_on_and_answers_in_transformers(world: World, tmp_path, capsys):  # noqa: F811

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from speechquilt import config
 from speechquilt.commands.train_lm import TrainLM
-from speechquilt.data.feed.held_out import place, split
+from speechquilt.data.feed.splits import place, split
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import saving
 from speechquilt.stages.held_out import read_held_out

@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 
-from speechquilt.data.feed.held_out import place
+from speechquilt.data.feed.splits import place
 from speechquilt.data.shards.spoken import SpokenFolder
 from speechquilt.types import AlignedTokens
 
