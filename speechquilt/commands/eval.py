@@ -18,10 +18,12 @@ class Eval:
     """Run of a language model."""
     items: Positional[Path]
     """JSONL file of items."""
+    tokenizer: Path | None = None
+    """Speech tokenizer that made the model's shards; none: the one that the run has or remembers."""
     out: Path | None = None
     """Where results go as JSON; none: only the accuracy is printed."""
 
     def run(self) -> None:
         from speechquilt.stages.evaluate import evaluate
 
-        evaluate(self.lm, self.items, self.out)
+        evaluate(self.lm, self.items, self.out, self.tokenizer)

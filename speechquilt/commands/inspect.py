@@ -15,7 +15,10 @@ class Inspect:
     samples: int | None = None
     """Documents to show; none: 3, on a page 12."""
     tokenizer: Path | None = None
-    """Speech tokenizer that made the shards; it gives seconds and words, and reads speech back."""
+    """Speech tokenizer that made the shards; it gives seconds, and one of ours gives words and reads speech back."""
+    text_tokenizer: Path | None = None
+    """Text tokenizer that made the shards, which gives words: a Hugging Face folder with tokenizer.json, or such a file; none:
+    the one in the speech tokenizer's folder."""
     page: Path | None = None
     """HTML file to write the samples and figures to."""
     json: bool = False
@@ -24,4 +27,11 @@ class Inspect:
     def run(self) -> None:
         from speechquilt.jobs.inspect import inspect
 
-        inspect(self.shards, self.samples, tokenizer=self.tokenizer, page=self.page, as_json=self.json)
+        inspect(
+            self.shards,
+            self.samples,
+            tokenizer=self.tokenizer,
+            text_tokenizer=self.text_tokenizer,
+            page=self.page,
+            as_json=self.json,
+        )

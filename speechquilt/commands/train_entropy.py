@@ -4,10 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from speechquilt.commands.grammar import Flat
-from speechquilt.commands.train_lm import tokenizer_and_shards
+from speechquilt.commands.train_lm import tokenizers_and_shards
 from speechquilt.model import ladder
 from speechquilt.recipes import defaults
-from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import remembered, report
 from speechquilt.stages.train_entropy import MADE, EntropyRecipe, train_entropy
 from speechquilt.train import distributed
@@ -27,7 +26,10 @@ class TrainEntropy:
     data: dict[str, str] = field(default_factory=dict)
     """Sources with speech: name=FOLDER of shards."""
     tokenizer: str = "runs/tokenizer"
-    """Folder of the speech tokenizer that made the shards."""
+    """Folder of the speech tokenizer that made the shards, trained or released."""
+    text_tokenizer: str = ""
+    """Text tokenizer of the shards: a Hugging Face folder with tokenizer.json, or such a file; none: the one in the speech
+    tokenizer's folder."""
     run_dir: str = "runs/entropy"
     """Folder of the run."""
     recipe: Flat[EntropyRecipe] = defaults.ENTROPY
@@ -40,10 +42,10 @@ class TrainEntropy:
 
     def run(self) -> None:
         try:
-            tokenizer, shards = tokenizer_and_shards(self.tokenizer, self.data)
+            given = tokenizers_and_shards(self.tokenizer, self.text_tokenizer, self.data)
             folder = Path(self.run_dir)
             with remembered(self, folder, writes=distributed.rank() == 0):
-                found = train_entropy(self.recipe, shards, text_tokenizer_of(tokenizer), folder)
+                found = train_entropy(self.recipe, given.shards, given.text, folder)
             if distributed.rank() == 0:
                 flags = f"--patcher.kind entropy --patcher.entropy {folder / MADE}"
                 report(found, folder, f"speechquilt train lm ... {flags}")

@@ -7,11 +7,14 @@ from typing import Literal
 from speechquilt.commands.grammar import Flat
 from speechquilt.config import nearest
 from speechquilt.model import ladder
+from speechquilt.protocols import SpeechTokenizer
 from speechquilt.recipes import catalog, defaults
 from speechquilt.recipes.mixtures import shares, weights_of
 from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import remembered, report, required
-from speechquilt.stages.train_lm import LMRecipe, train_lm
+from speechquilt.stages.train_lm import TOKENIZER_DIR, LMRecipe, check_shards, train_lm
+from speechquilt.text import TextTokenizer
+from speechquilt.tokenizer import loading
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import distributed
 
@@ -38,7 +41,10 @@ class TrainLM:
     data: dict[str, str] = field(default_factory=dict)
     """Sources: name=FOLDER of shards."""
     tokenizer: str = "runs/tokenizer"
-    """Folder of the speech tokenizer that made the shards."""
+    """Folder of the speech tokenizer that made the shards, trained or released."""
+    text_tokenizer: str = ""
+    """Text tokenizer of the shards: a Hugging Face folder with tokenizer.json, or such a file; none: the one in the speech
+    tokenizer's folder."""
     run_dir: str = "runs/lm"
     """Folder of the run."""
     mixture: str = ""
@@ -67,21 +73,45 @@ class TrainLM:
             distributed.stop()
 
     def _run(self) -> None:
-        tokenizer, shards = tokenizer_and_shards(self.tokenizer, self.data)
+        given = tokenizers_and_shards(self.tokenizer, self.text_tokenizer, self.data)
         recipe = replace(self.recipe, weights=weights_of(self.mixture, self.recipe.weights, self.data))
         folder = Path(self.run_dir)
         first = distributed.rank() == 0
         if first:
             print(f"mixture  {shares(recipe.weights)}")
+        own = given.speech if isinstance(given.speech, SupervisedTokenizer) else None
         with remembered(self, folder, writes=first):
-            found = train_lm(recipe, shards, text_tokenizer_of(tokenizer), folder, "lm", map_shards=self.map_shards)
+            found = train_lm(
+                recipe,
+                given.shards,
+                given.text,
+                folder,
+                "lm",
+                tokenizer_dir=None if own else Path(self.tokenizer),  # a released one may be gigabytes
+                speech_tokenizer=given.speech,
+                map_shards=self.map_shards,
+            )
         if first:
-            tokenizer.save(folder / "tokenizer")
+            if own:
+                own.save(folder / TOKENIZER_DIR)
             report(found, folder, f"speechquilt eval {self.run_dir} ITEMS.jsonl")
 
 
-def tokenizer_and_shards(tokenizer: str, data: dict[str, str]) -> tuple[SupervisedTokenizer, dict[str, Path]]:
-    """What every training on shards needs. Raises ValueError when the settings do not name it."""
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What every training on shards needs."""
+
+    speech: SpeechTokenizer
+    text: TextTokenizer
+    shards: dict[str, Path]
+
+
+def tokenizers_and_shards(tokenizer: str, text_tokenizer: str, data: dict[str, str]) -> Given:
+    """Raises ValueError when the settings do not name them, or when shards were made with other tokenizers."""
     if not data:
         raise ValueError("data is empty; name at least one source, for example --data speech=shards/speech")
-    return SupervisedTokenizer.load(required("tokenizer", tokenizer)), {s: Path(path) for s, path in data.items()}
+    speech = loading.load(required("tokenizer", tokenizer))
+    text = text_tokenizer_of(speech, text_tokenizer)
+    shards = {s: Path(path) for s, path in data.items()}
+    check_shards(shards, speech, text)
+    return Given(speech=speech, text=text, shards=shards)

@@ -6,9 +6,10 @@ from pathlib import Path
 from speechquilt.commands.grammar import Flat
 from speechquilt.recipes import catalog, defaults, text_to_token_models
 from speechquilt.stages.corpus import folder_corpus
+from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import remembered, report, required
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
-from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.tokenizer import loading
 
 RECIPES = tuple(name for name, entry in catalog.ENTRIES.items() if entry.kind == "text_to_token")
 
@@ -27,7 +28,10 @@ class TrainTextToToken:
     speech: str = ""
     """Folder of audio with transcripts; one recording in twenty is held out."""
     tokenizer: str = "runs/tokenizer"
-    """Folder of the speech tokenizer."""
+    """Folder of the speech tokenizer, trained or released."""
+    text_tokenizer: str = ""
+    """Text tokenizer that it reads with: a Hugging Face folder with tokenizer.json, or such a file; none: the one in the speech
+    tokenizer's folder."""
     run_dir: str = "runs/text_to_token"
     """Folder of the run; transformers and vLLM read it as a Llama."""
     recipe: Flat[TextToTokenRecipe] = defaults.TEXT_TO_TOKEN
@@ -41,9 +45,13 @@ class TrainTextToToken:
         return cls(preset=preset, recipe=replace(defaults.TEXT_TO_TOKEN, llama=text_to_token_models.llama(preset)))
 
     def run(self) -> None:
-        corpus = folder_corpus(required("speech", self.speech), None)
-        tokenizer = SupervisedTokenizer.load(required("tokenizer", self.tokenizer))
+        speech = required("speech", self.speech)
+        tokenizer = loading.load(required("tokenizer", self.tokenizer))
+        text_tokenizer = text_tokenizer_of(tokenizer, self.text_tokenizer)
+        corpus = folder_corpus(speech, None)
         folder = Path(self.run_dir)
         with remembered(self, folder):
-            found = train_text_to_token(self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder)
+            found = train_text_to_token(
+                self.recipe, tokenizer, corpus.sentences, corpus.held_out, folder, text_tokenizer=text_tokenizer
+            )
         report(found, folder, f"speechquilt interleave TEXT SHARDS --text-to-token {folder}")

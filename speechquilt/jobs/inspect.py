@@ -15,11 +15,11 @@ from speechquilt.data.shards.documents import ShardFolder
 from speechquilt.data.shards.spoken import SpokenFolder, open_shards
 from speechquilt.evals import noise
 from speechquilt.jobs.bulk import STATS
-from speechquilt.protocols import SpeechTokenizer
 from speechquilt.reports import charts
 from speechquilt.reports.shard_page import Run, Sample, write_shard_page
 from speechquilt.reports.shard_statistics import QUANTILES, Statistics
 from speechquilt.reports.spoken_runs import count_words, said, span_texts, units_of
+from speechquilt.stages.encode import load_text_tokenizer, own_text_tokenizer
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.tokenizer.loading import load
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
@@ -33,19 +33,20 @@ def inspect(
     samples: int | None = None,
     *,
     tokenizer: Path | None = None,
+    text_tokenizer: Path | None = None,
     page: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Print statistics of all documents and `samples` of them, evenly spaced (3; 12 with a `page`, and none as JSON).
 
-    `tokenizer`: the run folder of the speech tokenizer that made the shards; it gives seconds, spells text tokens and reads
-    speech tokens back. `page`: where to write the samples as HTML. Raises ValueError when the tokenizer is another one or a
+    `tokenizer`: the folder of the speech tokenizer that made the shards; it gives seconds, and one of ours spells text tokens
+    and reads speech tokens back. `text_tokenizer`: what spells text tokens instead. `page`: where to write the samples as HTML. Raises ValueError when a tokenizer is another one or a
     shard is damaged.
     """
     if page is not None:
         charts.require()  # before a pass that may take hours
     folder = open_shards(path)
-    reader = None if tokenizer is None else _Reader(folder, tokenizer)
+    reader = _Reader(folder, tokenizer, text_tokenizer) if tokenizer or text_tokenizer else None
     wanted = samples if samples is not None else PAGE_SAMPLES if page else 0 if as_json else SAMPLES
     statistics, chosen = read(folder, wanted)
     summary = {**_made(folder), **statistics.summary(reader.frame_rate if reader else None)}
@@ -77,22 +78,36 @@ def read(
 
 
 class _Reader:
-    """The tokenizer behind the shards, for what ids alone do not tell."""
+    """The tokenizers behind the shards, for what ids alone do not tell. `frame_rate`: None when no speech tokenizer is given."""
 
-    def __init__(self, folder: ShardFolder | SpokenFolder, tokenizer: Path) -> None:
-        loaded: SpeechTokenizer = load(tokenizer)
-        if loaded.fingerprint != folder.info.speech_fingerprint:
-            raise ValueError(
-                f"--tokenizer {tokenizer} is {loaded.fingerprint!r}, but {folder.folder} was made with the speech "
-                f"tokenizer {folder.info.speech_fingerprint!r}; give that one, or leave --tokenizer out"
-            )
-        self.frame_rate = loaded.frame_rate
-        texts = loaded.text_tokenizer if isinstance(loaded, SupervisedTokenizer) else None
-        self._asr = loaded if isinstance(loaded, SupervisedTokenizer) and texts is not None else None
+    def __init__(
+        self, folder: ShardFolder | SpokenFolder, tokenizer: Path | None, text_tokenizer: Path | None = None
+    ) -> None:
+        speech = load(tokenizer) if tokenizer else None
+        given = load_text_tokenizer(text_tokenizer) if text_tokenizer else None
+        for name, flag, path, fingerprint, expected in (
+            ("speech", "--tokenizer", tokenizer, speech and speech.fingerprint, folder.info.speech_fingerprint),
+            (
+                "text",
+                "--text-tokenizer",
+                text_tokenizer,
+                given and text_fingerprint(given),
+                folder.info.text_fingerprint,
+            ),
+        ):
+            if fingerprint and expected and fingerprint != expected:
+                raise ValueError(
+                    f"{flag} {path} is {fingerprint!r}, but {folder.folder} was made with the {name} "
+                    f"tokenizer {expected!r}; give that one, or leave {flag} out"
+                )
+        self.frame_rate = speech.frame_rate if speech else None
+        own = own_text_tokenizer(speech) if speech else None
+        self._asr = speech if isinstance(speech, SupervisedTokenizer) and own is not None else None
+        texts = given or own
         self._texts = texts if texts and text_fingerprint(texts) == folder.info.text_fingerprint else None
 
     def spell(self, ids_T: np.ndarray) -> str:
-        """Text of text tokens; "" when they are of another text tokenizer than the speech tokenizer's own."""
+        """Text of text tokens; "" when they are of another text tokenizer than the one at hand."""
         return "" if self._texts is None else self._texts.decode(ids_T.tolist())
 
     def hear(self, tokens: Sequence[np.ndarray]) -> Sequence[str | None]:

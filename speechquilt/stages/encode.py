@@ -4,9 +4,11 @@ Tokens of a batch are those of each utterance alone, so batching by length is on
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -15,10 +17,10 @@ from speechquilt.data.interleaving.parallel import tokens_of_words
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.text import TextTokenizer
-from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import AlignedTokens, Utterance, Waveform
 
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding included; more only costs memory on a CPU
+TEXT_TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")  # of a Hugging Face folder, and of a run
 PROGRESS_FROM_S = 600  # audio that takes long enough to be worth a progress bar
 
 
@@ -69,8 +71,39 @@ def aligned_tokens(utterance: Utterance, ids_T: np.ndarray, frame_rate: float) -
     return AlignedTokens(id=utterance.id, text=utterance.text, words=words, ids_T=ids_T, word_T=word_T)
 
 
-def text_tokenizer_of(tokenizer: SupervisedTokenizer) -> TextTokenizer:
-    """The text tokenizer that the speech tokenizer's ASR heads spell with. Raises ValueError when its folder has none."""
-    if tokenizer.text_tokenizer is None:
-        raise ValueError("the tokenizer's folder has no text_tokenizer.json; train it again with this version")
-    return tokenizer.text_tokenizer
+def own_text_tokenizer(tokenizer: SpeechTokenizer) -> TextTokenizer | None:
+    """The one that the speech tokenizer's ASR heads spell with; None: it has no such heads, as the released ones."""
+    return getattr(tokenizer, "text_tokenizer", None)
+
+
+def text_tokenizer_of(tokenizer: SpeechTokenizer, given: str | Path | None = None) -> TextTokenizer:
+    """The text tokenizer at `given`, else the speech tokenizer's own. Raises ValueError when there is neither."""
+    if given:
+        return load_text_tokenizer(Path(given))
+    own = own_text_tokenizer(tokenizer)
+    if own is None:
+        raise ValueError(
+            "the speech tokenizer's folder has no text tokenizer; give one by --text-tokenizer, a Hugging Face folder with "
+            "tokenizer.json or such a file"
+        )
+    return own
+
+
+def load_text_tokenizer(path: Path) -> TextTokenizer:
+    """A tokenizers JSON file, or a folder with one: of Hugging Face, or a run of ours. Texts are never cut or padded.
+
+    Raises FileNotFoundError or ValueError saying what is there instead.
+    """
+    file = next((path / name for name in TEXT_TOKENIZERS if (path / name).is_file()), path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} has no {TEXT_TOKENIZERS[0]}; give a Hugging Face folder with that file, or the file. Of a folder with "
+            "tokenizer.model alone, AutoTokenizer.from_pretrained(old).save_pretrained(new) in transformers makes one"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(f"{file} is no text tokenizer ({error}); give a tokenizers JSON file") from error
+    tokenizer.no_truncation()  # which some are published with
+    tokenizer.no_padding()
+    return TextTokenizer(tokenizer)

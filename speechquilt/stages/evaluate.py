@@ -5,29 +5,34 @@ Trap: audio is read with the tokenizer that made the model's shards; another one
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechquilt import audio
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
 from speechquilt.files import write_json
-from speechquilt.stages.encode import encode_all, text_tokenizer_of
-from speechquilt.stages.train_lm import TOKENIZER_DIR, load_scorer, tokenizer_folder
-from speechquilt.stages.training_documents import text_segment
-from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.protocols import SpeechTokenizer
+from speechquilt.stages.encode import encode_all
+from speechquilt.stages.train_lm import TEXT_TOKENIZER, LMRun, load_scorer, tokenizer_folder
+from speechquilt.stages.training_documents import text_fingerprint, text_segment
+from speechquilt.text import TextTokenizer
+from speechquilt.tokenizer import loading
 from speechquilt.types import Segment
 
 
-def evaluate(lm: Path, items: Path, out: Path | None) -> None:
-    """`speechquilt eval`: choice items whose parts are text or audio."""
+@dataclass(frozen=True, kw_only=True)
+class Tokenizers:
+    """What made the shards of a trained model."""
+
+    speech: SpeechTokenizer
+    text: TextTokenizer
+
+
+def evaluate(lm: Path, items: Path, out: Path | None, tokenizer: Path | None = None) -> None:
+    """`speechquilt eval`: choice items whose parts are text or audio. `tokenizer`: where the speech tokenizer is now."""
     scorer, run = load_scorer(lm)
-    tokenizer_dir = tokenizer_folder(lm, run)
-    tokenizer = SupervisedTokenizer.load(tokenizer_dir)
-    if tokenizer.fingerprint != run.speech_fingerprint:
-        raise ValueError(
-            f"{tokenizer_dir} has fingerprint {tokenizer.fingerprint}, {lm} was trained on {run.speech_fingerprint}; "
-            f"put the tokenizer that made its shards into {lm / TOKENIZER_DIR}"
-        )
-    task = ChoiceTask(name=items.stem, version=1, items=list(_items(items, tokenizer)))
+    tokenizers = tokenizers_of(lm, run, tokenizer)
+    task = ChoiceTask(name=items.stem, version=1, items=list(_items(items, tokenizers)))
     found = task.run(scorer)
     if out is not None:
         write_json(out, found)
@@ -36,7 +41,26 @@ def evaluate(lm: Path, items: Path, out: Path | None) -> None:
     print(f"chance   {found['chance']:.3f}\nresults  {out or 'give --out FILE to keep them'}")
 
 
-def _items(path: Path, tokenizer: SupervisedTokenizer) -> Iterator[ChoiceItem]:
+def tokenizers_of(lm: Path, run: LMRun, moved_to: Path | None = None) -> Tokenizers:
+    """Both tokenizers of a run folder. Raises FileNotFoundError or ValueError when one is not there, or another one is."""
+    folder = moved_to or tokenizer_folder(lm, run)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}, the speech tokenizer of {lm}, is missing; say where it is by --tokenizer FOLDER"
+        )
+    speech, text = loading.load(folder), TextTokenizer.load(lm / TEXT_TOKENIZER)
+    found = {folder: (speech.fingerprint, run.speech_fingerprint)}
+    found[lm / TEXT_TOKENIZER] = (text_fingerprint(text), run.text_fingerprint)
+    for path, (fingerprint, expected) in found.items():
+        if fingerprint != expected:
+            raise ValueError(
+                f"{path} has fingerprint {fingerprint}, {lm} was trained on {expected}; "
+                "put the file of its own run back, or give the speech tokenizer that made its shards by --tokenizer FOLDER"
+            )
+    return Tokenizers(speech=speech, text=text)
+
+
+def _items(path: Path, tokenizers: Tokenizers) -> Iterator[ChoiceItem]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a JSONL file of items is expected, see speechquilt eval --help")
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -48,8 +72,8 @@ def _items(path: Path, tokenizer: SupervisedTokenizer) -> Iterator[ChoiceItem]:
             yield ChoiceItem(
                 id=id,
                 cluster=str(row.get("cluster", id)),
-                prompt=(_part(row["prompt"], path.parent, tokenizer),),
-                endings=tuple(_part(part, path.parent, tokenizer) for part in row["endings"]),
+                prompt=(_part(row["prompt"], path.parent, tokenizers),),
+                endings=tuple(_part(part, path.parent, tokenizers) for part in row["endings"]),
                 answer=row["answer"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -58,8 +82,8 @@ def _items(path: Path, tokenizer: SupervisedTokenizer) -> Iterator[ChoiceItem]:
             ) from error
 
 
-def _part(part: dict[str, str], folder: Path, tokenizer: SupervisedTokenizer) -> Segment:
+def _part(part: dict[str, str], folder: Path, tokenizers: Tokenizers) -> Segment:
     if "text" in part:
-        return text_segment(text_tokenizer_of(tokenizer), part["text"])
-    wave = audio.resample(audio.check(audio.load(folder / part["audio"])), tokenizer.sample_rate)
-    return Segment(modality="speech", ids_T=encode_all(tokenizer, [wave], what=part["audio"])[0])
+        return text_segment(tokenizers.text, part["text"])
+    wave = audio.resample(audio.check(audio.load(folder / part["audio"])), tokenizers.speech.sample_rate)
+    return Segment(modality="speech", ids_T=encode_all(tokenizers.speech, [wave], what=part["audio"])[0])

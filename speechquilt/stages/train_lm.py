@@ -24,12 +24,13 @@ from speechquilt.evals.measures import Measure
 from speechquilt.evals.pieced import PiecedScorer
 from speechquilt.evals.scorer import Scorer
 from speechquilt.model import saving
+from speechquilt.model.base_vocabulary import check_base
 from speechquilt.model.flops import training_flops
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig, eval_patcher
 from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.model.warm_start import latent_from_hugging_face, plain_from_hugging_face
-from speechquilt.protocols import Loader, Patcher
+from speechquilt.protocols import Loader, Patcher, SpeechTokenizer
 from speechquilt.stages.budget import AtProgress, Budget, steps_for
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.text import TextTokenizer
@@ -40,6 +41,7 @@ from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
 
 BPE_FILE = "speech_bpe.json"
+TEXT_TOKENIZER = "text_tokenizer.json"  # in a run folder
 TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
 STORY_TOKENIZER = "../../tokenizer"  # seen from lm/NAME of a story that was made before `run.json` said it
 BPE_SPANS = 100_000  # speech spans to learn pieces from (spec latent-speech-text 5)
@@ -193,16 +195,20 @@ def train_lm(
     name: str,
     *,
     tokenizer_dir: Path | None = None,
+    speech_tokenizer: SpeechTokenizer | None = None,
     map_shards: bool = False,
 ) -> dict[str, Any]:
     """Train on the sources of `shards` that have a weight; save to `folder`; return flat results (`lm.<name>.*`).
 
-    `tokenizer_dir`: the speech tokenizer, whose place is noted for `tokenizer_folder`. `map_shards`: see `open_data`.
+    `tokenizer_dir`: the speech tokenizer, whose place is noted for `tokenizer_folder`. `speech_tokenizer`, `map_shards`: see
+    `open_data`.
     Counts in the results: `units` are what the global model steps over (with `speech_pieces`, pieces); `tokens` and
     `speech_tokens` are base tokens for every kind of run.
     Raises ValueError when the shards were made with different tokenizers, or with another than `text_tokenizer`.
     """
-    data = open_data(recipe, shards, text_tokenizer, folder, map_shards)
+    if recipe.warm_start:
+        check_base(Path(recipe.warm_start), text_tokenizer)
+    data = open_data(recipe, shards, text_tokenizer, folder, map_shards, speech_tokenizer)
     patcher = recipe.patcher.build()
     train = replace(recipe.train, steps=num_steps(recipe, data, patcher))
     vocab = data.run.vocab
@@ -226,7 +232,7 @@ def train_lm(
             model = saving.empty(model_config)
             checkpoint.load_model(folder, model)
         saving.save(model.eval().to("cpu"), folder)
-        text_tokenizer.save(folder / "text_tokenizer.json")
+        text_tokenizer.save(folder / TEXT_TOKENIZER)
         where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
         config.save(replace(data.run, tokenizer=where), folder / "run.json")
     return {f"lm.{name}.{key}": value for key, value in _results(model, done).items()}
@@ -259,15 +265,28 @@ def new_model(recipe: LMRecipe, vocab: Vocab) -> PlainLM | LatentLM:
     return plain_from_hugging_face(Path(recipe.warm_start), vocab, seed)
 
 
+def check_shards(shards: Mapping[str, Path], speech: SpeechTokenizer, text: TextTokenizer) -> None:
+    """Before any work. Raises ValueError when a folder was made with another speech or text tokenizer."""
+    made_with = {"speech_fingerprint": speech.fingerprint, "text_fingerprint": text_fingerprint(text)}
+    for path in shards.values():
+        open_shards(path).check(**made_with)
+
+
 def open_data(
-    recipe: LMRecipe, shards: dict[str, Path], text_tokenizer: TextTokenizer, folder: Path, map_shards: bool = False
+    recipe: LMRecipe,
+    shards: dict[str, Path],
+    text_tokenizer: TextTokenizer,
+    folder: Path,
+    map_shards: bool = False,
+    speech_tokenizer: SpeechTokenizer | None = None,
 ) -> LMData:
     """Open the sources that have a weight; learn the speech BPE into `folder`, or read it there when it is there already.
 
-    `map_shards` maps them into memory, for corpora that do not fit; the documents are the same.
+    `map_shards` maps them into memory, for corpora that do not fit; the documents are the same. `speech_tokenizer`: what
+    must have made their speech; where none of them has any, the vocabulary has room for its tokens.
     """
     opened = {s: open_shards(path, mapped=map_shards) for s, path in shards.items() if recipe.weights.get(s)}
-    run = _run_of(opened, text_tokenizer, recipe.patcher)
+    run = _run_of(opened, text_tokenizer, recipe.patcher, speech_tokenizer)
     encode = word_by_word(text_tokenizer)
     pieces = word_pieces(text_tokenizer) if recipe.patcher.units == "pieces" else None
     sources = {
@@ -331,7 +350,10 @@ def _speech_bpe(
 
 
 def _run_of(
-    sources: dict[str, ShardFolder | SpokenFolder], text_tokenizer: TextTokenizer, patcher: PatcherConfig
+    sources: dict[str, ShardFolder | SpokenFolder],
+    text_tokenizer: TextTokenizer,
+    patcher: PatcherConfig,
+    speech_tokenizer: SpeechTokenizer | None,
 ) -> LMRun:
     """The vocabulary that all sources agree on, and the text tokenizer with them."""
     if not sources:
@@ -339,10 +361,11 @@ def _run_of(
     infos = {name: shards.info for name, shards in sources.items()}
     values: dict[str, Any] = {
         "num_text": text_tokenizer.size,
-        "num_speech": 0,
+        "num_speech": speech_tokenizer.vocab_size if speech_tokenizer else 0,
         "text_fingerprint": text_fingerprint(text_tokenizer),
-        "speech_fingerprint": "",
+        "speech_fingerprint": speech_tokenizer.fingerprint if speech_tokenizer else "",
     }
+    given = dict(values)
     for key in values:
         found = {name: getattr(info, key) for name, info in infos.items() if getattr(info, key)}
         if len(set(found.values())) > 1:
@@ -351,5 +374,8 @@ def _run_of(
             )
         values[key] = next(iter(found.values()), values[key])
     for shards in sources.values():
-        shards.check(speech_fingerprint=values["speech_fingerprint"], text_fingerprint=text_fingerprint(text_tokenizer))
+        shards.check(
+            speech_fingerprint=given["speech_fingerprint"] or values["speech_fingerprint"],
+            text_fingerprint=given["text_fingerprint"],
+        )
     return LMRun(**values, patcher=patcher)

@@ -15,6 +15,7 @@ import numpy as np
 from speechquilt.evals.measures import Measure, Promise, at_most
 from speechquilt.evals.wer import wer
 from speechquilt.nn.llama import LlamaConfig
+from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token import network
@@ -69,17 +70,19 @@ class TextToTokenRecipe:
 
 def train_text_to_token(
     recipe: TextToTokenRecipe,
-    tokenizer: SupervisedTokenizer,
+    tokenizer: SpeechTokenizer,
     train: Sequence[Utterance],
     held_out: Sequence[Utterance],
     folder: Path,
+    *,
+    text_tokenizer: TextTokenizer | None = None,
 ) -> dict[str, Any]:
     """Train, save to `folder` as a Hugging Face Llama, return flat results (`text_to_token.*`).
 
     Utterances without word times are left out where there are others: the model is cued word by word, or, when no
-    utterance has word times, by whole texts.
+    utterance has word times, by whole texts. `text_tokenizer`: what it reads with; None: the speech tokenizer's own.
     """
-    text_tokenizer = text_tokenizer_of(tokenizer)
+    text_tokenizer = text_tokenizer or text_tokenizer_of(tokenizer)
     aligned = [u for u in train if u.alignment]
     if 0 < len(aligned) < len(train):
         print(f"text-to-token: {len(train) - len(aligned)} of {len(train)} utterances have no word times, left out")
@@ -104,12 +107,14 @@ def train_text_to_token(
 
 
 def measure_text_to_token(
-    engine: TextToTokenEngine, tokenizer: SupervisedTokenizer, held_out: Sequence[str]
+    engine: TextToTokenEngine, tokenizer: SpeechTokenizer, held_out: Sequence[str]
 ) -> dict[str, Any]:
     """Word error rates of generated tokens: held-out sentences, and spans of running held-out text by length.
 
-    A rejected text counts as silence, so every one of its words is an error.
+    A rejected text counts as silence, so every one of its words is an error. A tokenizer without ASR heads cannot read tokens
+    back: then only the rejected share is known.
     """
+    reader = tokenizer if isinstance(tokenizer, SupervisedTokenizer) and tokenizer.text_tokenizer else None
     rng = np.random.default_rng(0)
     words = " ".join(map(spoken_form, held_out)).split()
     classes = {"wer": list(held_out)}
@@ -119,14 +124,16 @@ def measure_text_to_token(
     results: dict[str, Any] = {"text_to_token.n": len(held_out)}
     for name, texts in classes.items():
         spans = engine.generate(texts, range(len(texts)))
-        heard = tokenizer.read_back([span.ids_T[: 0 if span.reject else None] for span in spans])
+        if reader is None:
+            continue
+        heard = reader.read_back([span.ids_T[: 0 if span.reject else None] for span in spans])
         results[f"text_to_token.{name}"] = wer(zip(texts, heard)).rate
     results["text_to_token.rejected"] = sum(engine.stats.rejects.values()) / engine.stats.texts
     return results
 
 
 def measure_boundaries(
-    model: network.TextToTokenLM, texts: TextTokenizer, tokenizer: SupervisedTokenizer, held_out: Sequence[Utterance]
+    model: network.TextToTokenLM, texts: TextTokenizer, tokenizer: SpeechTokenizer, held_out: Sequence[Utterance]
 ) -> dict[str, Any]:
     """How far the word ends that the model finds lie from the recordings' word times; {} when either has no word times.
 

@@ -263,14 +263,14 @@ class ItemFolder(Generic[Item]):
     def check(self, *, speech_fingerprint: str, text_fingerprint: str) -> None:
         """Raises ValueError when these shards were made with other tokenizers than the ones given."""
         pairs = (
-            ("speech tokenizer", self.info.speech_fingerprint, speech_fingerprint),
-            ("text tokenizer", self.info.text_fingerprint, text_fingerprint),
+            ("speech tokenizer", "--tokenizer", self.info.speech_fingerprint, speech_fingerprint),
+            ("text tokenizer", "--text-tokenizer", self.info.text_fingerprint, text_fingerprint),
         )
-        for name, ours, wanted in pairs:
+        for name, flag, ours, wanted in pairs:
             if ours and ours != wanted:
                 raise ValueError(
                     f"{self.folder} was made with the {name} {ours!r}, this run uses {wanted!r}; "
-                    f"make the shards again with this {name}, or run with the one that made them"
+                    f"give the one that made them ({flag}), or make the shards again with this {name}"
                 )
 
     def _find(self, index: int) -> tuple["_Shard[Item]", int]:
