@@ -55,6 +55,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     },
     "align": Command("speechquilt.commands.align:Align", "recordings with transcripts -> word times"),
     "tokenize": Command("speechquilt.commands.tokenize:Tokenize", "recordings -> shards of speech"),
+    "text": Command("speechquilt.commands.text:Text", "text -> shards of text"),
     "interleave": Command(
         "speechquilt.commands.interleave:Interleave", "text -> shards of interleaved speech and text"
     ),
@@ -85,9 +86,10 @@ one stage at a time:
   speechquilt train tokenizer --speech DIR --run-dir runs/tokenizer
   speechquilt tokenize DIR shards --tokenizer runs/tokenizer
   speechquilt train text_to_token --speech DIR --tokenizer runs/tokenizer --run-dir runs/text_to_token
+  speechquilt text CORPUS shards/text --tokenizer runs/tokenizer
   speechquilt interleave CORPUS shards/interleaved --text-to-token runs/text_to_token --tokenizer runs/tokenizer
   speechquilt inspect shards/interleaved --tokenizer runs/tokenizer --page page.html
-  speechquilt train lm --data speech=shards/speech interleaved=shards/interleaved --run-dir runs/lm
+  speechquilt train lm --data speech=shards/speech text=shards/text interleaved=shards/interleaved --run-dir runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
 
 `speechquilt COMMAND --help` shows every flag. Every command skips what is complete and continues what was interrupted.

@@ -26,6 +26,9 @@ class Interleave:
     """Run of `train text_to_token`."""
     tokenizer: Path | None = None
     """Run of the speech tokenizer; it reads spans back, which measures the noise."""
+    text_tokenizer: Path | None = None
+    """Text tokenizer of the documents, that of the model to be trained: a Hugging Face folder with tokenizer.json, or such a file; none:
+    that of the text-to-token model, which speaks with its own in any case."""
     rule: Flat[InterleaveConfig] = InterleaveConfig()
     """Which words become speech."""
     settings: Flat[InterleaveSettings] = InterleaveSettings()
@@ -39,6 +42,7 @@ class Interleave:
             self.output,
             self.text_to_token,
             tokenizer=self.tokenizer,
+            text_tokenizer=self.text_tokenizer,
             rule=self.rule,
             settings=self.settings,
             execution=self.execution,

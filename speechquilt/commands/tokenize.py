@@ -24,10 +24,20 @@ class Tokenize:
     """Folder to make; each kind of document is a folder of shards in it."""
     tokenizer: Path
     """Run of `train tokenizer`, or the folder of a released tokenizer."""
+    text_tokenizer: Path | None = None
+    """Text tokenizer of the pairs, that of the model to be trained: a Hugging Face folder with tokenizer.json, or such a file; none:
+    the one in the speech tokenizer's folder, or no pairs when there is none."""
     settings: Flat[TokenizeSettings] = TokenizeSettings()
     """How recordings are read and encoded."""
     execution: Flat[Execution] = Execution()
     """Where the work is done."""
 
     def run(self) -> None:
-        tokenize_folder(self.input, self.output, self.tokenizer, self.settings, self.execution)
+        tokenize_folder(
+            self.input,
+            self.output,
+            self.tokenizer,
+            self.settings,
+            self.execution,
+            text_tokenizer=self.text_tokenizer,
+        )

@@ -32,12 +32,16 @@ from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.tokenize_audio import Device, DType, device_of, num_workers
 from speechquilt.span_length import USUAL_RATE
+from speechquilt.stages.encode import load_text_tokenizer
 from speechquilt.stages.training_documents import shard_info, speak_spans
+from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import network
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.text_to_token.network import Description
+from speechquilt.tokenizer import loading
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Reject, Row, SpokenSpan
+from speechquilt.vocab import Vocab
 
 SHARDS = "."  # the output folder is itself the folder of shards
 CUDA_ROWS = 1024
@@ -84,12 +88,14 @@ class InterleaveSettings:
 @dataclass(frozen=True, kw_only=True)
 class InterleaveWork:
     """What every worker needs to know; implements `bulk.Work`. `text_to_token`: folder of the model that speaks; `tokenizer`:
-    folder of the speech tokenizer that reads spans back ("": noise is not measured)."""
+    folder of the speech tokenizer that reads spans back ("": noise is not measured); `text_tokenizer`: folder or file of the
+    one that the documents' text is written with ("": that of the model that speaks)."""
 
     reader: TextReader
     rule: InterleaveConfig
     text_to_token: str
     tokenizer: str = ""
+    text_tokenizer: str = ""
     settings: InterleaveSettings = InterleaveSettings()
 
     @property
@@ -101,7 +107,8 @@ class InterleaveWork:
         loaded = network.load(Path(self.text_to_token))
         ear = SupervisedTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
         model = loaded.model.to(device, getattr(torch, self.settings.dtype))
-        return InterleaveTask(self, engine_for(device, self.settings.rows).build(model, loaded.tokenizer), ear)
+        engine = engine_for(device, self.settings.rows).build(model, loaded.tokenizer)
+        return InterleaveTask(self, engine, ear, texts_of(self, loaded.tokenizer))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +131,10 @@ class _Tally:
 class InterleaveTask:
     """The task function: slices of a corpus -> interleaved documents."""
 
-    def __init__(self, work: InterleaveWork, engine: TextToTokenEngine, ear: SupervisedTokenizer | None) -> None:
-        self.work, self.engine, self.ear = work, engine, ear
+    def __init__(
+        self, work: InterleaveWork, engine: TextToTokenEngine, ear: SupervisedTokenizer | None, texts: TextTokenizer
+    ) -> None:
+        self.work, self.engine, self.ear, self.texts = work, engine, ear, texts
         engine.shows_progress = False
 
     def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
@@ -169,11 +178,15 @@ class InterleaveTask:
 
     def _interleave(self, batch: Sequence[_Planned], out: TaskWriter, tally: _Tally) -> int:
         """-> tokens of the documents written, text and speech."""
-        encode = self.engine.tokenizer.encode
         num_tokens = 0
         for planned, spans in zip(batch, speak_spans([p.plan for p in batch], self.engine)):
             document = synthetic.assemble(
-                planned.plan, spans, encode, frame_rate=self.engine.frame_rate, stats=tally.stats
+                planned.plan,
+                spans,
+                self.texts.encode,
+                frame_rate=self.engine.frame_rate,
+                stats=tally.stats,
+                engine_encode=self.engine.tokenizer.encode,
             )
             out.write(SHARDS, document, planned.text)
             num_tokens += document.num_tokens()
@@ -241,6 +254,7 @@ def interleave_corpus(
     text_to_token: Path,
     *,
     tokenizer: Path | None = None,
+    text_tokenizer: Path | None = None,
     rule: InterleaveConfig = InterleaveConfig(),
     settings: InterleaveSettings = InterleaveSettings(),
     execution: Execution = Execution(),
@@ -248,11 +262,12 @@ def interleave_corpus(
     """All of `source` (see `text_files.open_corpus`), as often as `settings.passes` says, into shards in `output`.
 
     The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
-    workers. Raises what `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than
-    the text-to-token model speaks for.
+    workers. `text_tokenizer`: what the documents' text is written with; None: that of the text-to-token model. Raises what
+    `open_corpus`, `bulk.prepare` and `bulk.merge` do, ValueError when `tokenizer` is another one than the text-to-token model
+    speaks for, or cannot read tokens back.
     """
     corpus = text_files.open_corpus(source)
-    _check_apart(Path(source), output)
+    check_apart(Path(source), output)
     speaker = network.describe(text_to_token)
     _check_tokenizer(tokenizer, speaker)
     work = InterleaveWork(
@@ -260,6 +275,7 @@ def interleave_corpus(
         rule=rule,
         text_to_token=str(text_to_token.resolve()),
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
+        text_tokenizer=str(text_tokenizer.resolve()) if text_tokenizer else "",
         settings=settings,
     )
     slice_bytes = round(settings.slice_mib * 2**20)
@@ -283,9 +299,10 @@ def interleave_corpus(
 
 def output_of(work: InterleaveWork, speaker: Description) -> Output:
     """What the shards say of themselves: both tokenizers, the model that spoke, the rule and its seed."""
+    texts = texts_of(work, speaker.tokenizer)
     info = shard_info(
-        speaker.config.vocab,
-        speaker.tokenizer,
+        Vocab(num_text=texts.size, num_speech=speaker.config.num_speech),
+        texts,
         speaker.speech_fingerprint,
         stage="interleave",
         text_to_token=model_fingerprint(Path(work.text_to_token)),
@@ -297,6 +314,11 @@ def output_of(work: InterleaveWork, speaker: Description) -> Output:
         dtype=work.settings.dtype,
     )
     return Output(writer=ShardWriter, info=info)
+
+
+def texts_of(work: InterleaveWork, own: TextTokenizer) -> TextTokenizer:
+    """What the documents' text is written with; `own`: that of the model that speaks."""
+    return load_text_tokenizer(Path(work.text_tokenizer)) if work.text_tokenizer else own
 
 
 def _sampling() -> dict[str, Any]:
@@ -321,7 +343,8 @@ def model_fingerprint(folder: Path) -> str:
     return config.fingerprint(digests)
 
 
-def _check_apart(source: Path, output: Path) -> None:
+def check_apart(source: Path, output: Path) -> None:
+    """Raises ValueError when the shards would lie inside the corpus."""
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise ValueError(
             f"{output} lies inside the corpus {source}, so the next call would read its shards as text; "
@@ -332,11 +355,16 @@ def _check_apart(source: Path, output: Path) -> None:
 def _check_tokenizer(tokenizer: Path | None, speaker: Description) -> None:
     if tokenizer is None:
         return
-    found = SupervisedTokenizer.load(tokenizer).fingerprint
-    if found != speaker.speech_fingerprint:
+    ear = loading.load(tokenizer)
+    if ear.fingerprint != speaker.speech_fingerprint:
         raise ValueError(
-            f"tokenizer={tokenizer} has fingerprint {found}, the text-to-token model speaks the tokens of "
+            f"tokenizer={tokenizer} has fingerprint {ear.fingerprint}, the text-to-token model speaks the tokens of "
             f"{speaker.speech_fingerprint}; give the speech tokenizer that it was trained for"
+        )
+    if not isinstance(ear, SupervisedTokenizer):
+        raise ValueError(
+            f"tokenizer={tokenizer} was published without an ASR half, so its tokens cannot be read back and the noise cannot "
+            "be measured; leave --tokenizer out"
         )
 
 

@@ -26,7 +26,7 @@ from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import SpeechTokenizer
-from speechquilt.stages.encode import aligned_tokens, encode_batch
+from speechquilt.stages.encode import aligned_tokens, encode_batch, load_text_tokenizer, own_text_tokenizer
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import loading
@@ -68,10 +68,12 @@ class TokenizeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeWork:
-    """What every worker needs to know; implements `bulk.Work`. `root`: what paths are relative to; `tokenizer`: its folder."""
+    """What every worker needs to know; implements `bulk.Work`. `root`: what paths are relative to; `tokenizer`: its folder;
+    `text_tokenizer`: folder or file of the one that pairs are made with ("": the tokenizer's own)."""
 
     root: str
     tokenizer: str
+    text_tokenizer: str = ""
     settings: TokenizeSettings = TokenizeSettings()
 
     @property
@@ -81,19 +83,21 @@ class TokenizeWork:
     def open(self, worker: int) -> "TokenizeTask":
         device = device_of(self.settings.device, worker)
         tokenizer: Any = loading.load(self.tokenizer)
-        return TokenizeTask(self, tokenizer.to(device), device)
+        return TokenizeTask(self, tokenizer.to(device), device, texts_of(tokenizer, self.text_tokenizer))
 
 
 class TokenizeTask:
     """The task function: a slice of the list of recordings -> documents."""
 
-    def __init__(self, work: TokenizeWork, tokenizer: SpeechTokenizer, device: str) -> None:
+    def __init__(
+        self, work: TokenizeWork, tokenizer: SpeechTokenizer, device: str, text_tokenizer: TextTokenizer | None
+    ) -> None:
         self.work, self.tokenizer, self.root = work, tokenizer, Path(work.root)
         self.device = device
         self.batch_seconds = work.settings.batch_seconds or (
             CUDA_BATCH_SECONDS if device.startswith("cuda") else CPU_BATCH_SECONDS
         )
-        self.text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
+        self.text_tokenizer = text_tokenizer
 
     def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
         events = audio_files.read_ahead(list(enumerate(items)), self._read, threads=self.work.settings.readers)
@@ -145,9 +149,13 @@ class TokenizeTask:
             out.write("parallel", spoken, text)
 
 
-def outputs_of(tokenizer: SpeechTokenizer) -> dict[str, Output]:
-    """The folders that a job makes. Without a text tokenizer (released tokenizers have none) there are no pairs."""
-    text_tokenizer: TextTokenizer | None = getattr(tokenizer, "text_tokenizer", None)
+def texts_of(tokenizer: SpeechTokenizer, given: str | Path | None) -> TextTokenizer | None:
+    """What spells the texts of pairs: the text tokenizer at `given`, else the speech tokenizer's own; released ones have none."""
+    return load_text_tokenizer(Path(given)) if given else own_text_tokenizer(tokenizer)
+
+
+def outputs_of(tokenizer: SpeechTokenizer, text_tokenizer: TextTokenizer | None) -> dict[str, Output]:
+    """The folders that a job makes. Without a text tokenizer there are no pairs."""
     info = ShardInfo(
         num_text=text_tokenizer.size if text_tokenizer else 0,
         num_speech=tokenizer.vocab_size,
@@ -283,19 +291,28 @@ def tokenize_folder(
     tokenizer: Path,
     settings: TokenizeSettings = TokenizeSettings(),
     execution: Execution = Execution(),
+    *,
+    text_tokenizer: Path | None = None,
 ) -> None:
     """All of `source` into folders of shards under `output`: speech, and where texts are known asr, tts and parallel.
 
+    `text_tokenizer`: what spells the texts of asr and tts; None: the tokenizer's own, without which there are no such pairs.
     The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
     workers. Raises what `list_audio`, `bulk.prepare` and `bulk.merge` do.
     """
     items = audio_files.list_audio(source)
     root = (source if source.is_dir() else source.parent).resolve()
-    work = TokenizeWork(root=str(root), tokenizer=str(tokenizer.resolve()), settings=settings)
+    work = TokenizeWork(
+        root=str(root),
+        tokenizer=str(tokenizer.resolve()),
+        text_tokenizer=str(text_tokenizer.resolve()) if text_tokenizer else "",
+        settings=settings,
+    )
     decisive = {"command": "tokenize", "max_seconds": str(settings.max_seconds)}
     if settings.dtype != "float32":
         decisive["dtype"] = settings.dtype
-    outputs = outputs_of(loading.load(tokenizer))
+    speech = loading.load(tokenizer)
+    outputs = outputs_of(speech, texts_of(speech, text_tokenizer))
     job = bulk.prepare(output, work, decisive, outputs, items, items_per_task=settings.files_per_shard)
     _report(execution.run(job, num_workers(settings.device)), output)
 

@@ -24,7 +24,8 @@ def check_base(folder: Path, text_tokenizer: TextTokenizer) -> None:
             f"{path} is missing; it shows that the ids of the shards are the base's own, so copy it from where the base "
             "comes from"
         )
-    base, shards = vocabulary(path.read_text(encoding="utf-8")), vocabulary(text_tokenizer.json)
+    base = _vocabulary(path)
+    shards = Tokenizer.from_str(text_tokenizer.json).get_vocab(with_added_tokens=True)
     other = sorted((i, token) for token, i in shards.items() if base.get(token) != i)
     if other:
         i, token = other[0]
@@ -35,9 +36,11 @@ def check_base(folder: Path, text_tokenizer: TextTokenizer) -> None:
         )
 
 
-def vocabulary(json: str) -> dict[str, int]:
-    """Token -> id of a text tokenizer, special tokens included. Raises ValueError when it is none."""
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Token -> id, special tokens included."""
     try:
-        return Tokenizer.from_str(json).get_vocab(with_added_tokens=True)
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the package raises nothing narrower
-        raise ValueError(f"this is no text tokenizer ({error}); copy the base's {FILE} again") from error
+        raise ValueError(
+            f"{path} is no text tokenizer ({error}); copy it again from where the base comes from"
+        ) from error

@@ -76,15 +76,15 @@ def own_text_tokenizer(tokenizer: SpeechTokenizer) -> TextTokenizer | None:
     return getattr(tokenizer, "text_tokenizer", None)
 
 
-def text_tokenizer_of(tokenizer: SpeechTokenizer, given: str | Path | None = None) -> TextTokenizer:
+def text_tokenizer_of(tokenizer: SpeechTokenizer | None, given: str | Path | None = None) -> TextTokenizer:
     """The text tokenizer at `given`, else the speech tokenizer's own. Raises ValueError when there is neither."""
     if given:
         return load_text_tokenizer(Path(given))
-    own = own_text_tokenizer(tokenizer)
+    own = own_text_tokenizer(tokenizer) if tokenizer else None
     if own is None:
+        what = "the speech tokenizer's folder has no text tokenizer" if tokenizer else "no text tokenizer is given"
         raise ValueError(
-            "the speech tokenizer's folder has no text tokenizer; give one by --text-tokenizer, a Hugging Face folder with "
-            "tokenizer.json or such a file"
+            f"{what}; give one by --text-tokenizer, a Hugging Face folder with tokenizer.json or such a file"
         )
     return own
 

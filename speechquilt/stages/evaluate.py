@@ -52,7 +52,7 @@ def tokenizers_of(lm: Path, run: LMRun, moved_to: Path | None = None) -> Tokeniz
     found = {folder: (speech.fingerprint, run.speech_fingerprint)}
     found[lm / TEXT_TOKENIZER] = (text_fingerprint(text), run.text_fingerprint)
     for path, (fingerprint, expected) in found.items():
-        if fingerprint != expected:
+        if expected and fingerprint != expected:
             raise ValueError(
                 f"{path} has fingerprint {fingerprint}, {lm} was trained on {expected}; "
                 "put the file of its own run back, or give the speech tokenizer that made its shards by --tokenizer FOLDER"

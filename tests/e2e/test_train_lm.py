@@ -58,6 +58,7 @@ def test_two_sharded_ranks_leave_the_folder_that_one_process_leaves(shards, tmp_
 
 def test_a_latent_model_starts_from_a_text_model_and_learns(shards, tmp_path):  # noqa: F811
     base, _ = saved(tmp_path / "base", "llama", vocab_size=TOKENIZER.size, bos_token_id=None, eos_token_id=None)
+    TOKENIZER.save(base / "tokenizer.json")
     recipe = replace(RECIPE, model=replace(LATENT, text_path="bypass"), warm_start=str(base))
     found = train_lm(recipe, shards, TOKENIZER, tmp_path / "run", "lm")
     assert found["lm.lm.steps"] == 6

@@ -199,12 +199,14 @@ def assemble(
     frame_rate: float = USUAL_RATE,
     source: str = "interleaved",
     stats: InterleaveStats | None = None,
+    engine_encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Document:
     """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
     without the white space around it (the text tokenizer prefixes a space). `frame_rate`: speech tokens per second.
-    `stats`, if given, is added to.
+    `stats`, if given, is added to. `engine_encode`: text -> ids of the model that spoke, which judge the length of a span;
+    None: those of `text_encode`.
     Raises ValueError when `spoken` does not have one entry per span.
     """
     num_spans = sum(piece.modality == "speech" for piece in plan.pieces)
@@ -214,6 +216,7 @@ def assemble(
         )
     stats = InterleaveStats() if stats is None else stats
     stats.unspeakable.update(plan.unspeakable)
+    said_encode = engine_encode or text_encode
     runs: list[str | SpokenSpan] = []
     spans = iter(zip(spoken, plan.spoken_spans))
     for piece in plan.pieces:
@@ -222,7 +225,7 @@ def assemble(
             run: str | SpokenSpan = piece.text
         else:
             span, said = next(spans)
-            run = _counted(piece, span, reject_reason(span, len(text_encode(said)), frame_rate), stats)
+            run = _counted(piece, span, reject_reason(span, len(said_encode(said)), frame_rate), stats)
         if isinstance(run, str) and runs and isinstance(runs[-1], str):
             runs[-1] += run
         else:
