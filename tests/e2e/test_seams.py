@@ -118,8 +118,7 @@ def refused(capsys, *words: object) -> str:
 def made_shards(world: World, tokenizer: Path, out: Path, capsys) -> list[str]:
     """Shards of speech, pairs, spoken texts and text with the base's vocabulary -> the words of `--data`."""
     run(capsys, "tokenize", world.speech, out, "--tokenizer", tokenizer, "--text-tokenizer", world.base, "--workers", 1)
-    both = ["--tokenizer", tokenizer, "--text-tokenizer", world.base]
-    run(capsys, "text", world.text, out / "text", *both, "--workers", 1)
+    run(capsys, "text", world.text, out / "text", "--text-tokenizer", world.base, "--workers", 1)
     sources = ("speech", "asr", "tts", "parallel", "text")
     return ["--data", *(f"{name}={out / name}" for name in sources)]
 
@@ -204,6 +203,9 @@ def test_a_base_model_reads_shards_of_every_kind_in_its_own_ids(world, tmp_path,
     assert "made with the base's own" in said
     assert not list((tmp_path / "warm").glob("checkpoints*"))
     run(capsys, *command, "--warm-start", world.base)
+    run(capsys, "export", tmp_path / "warm", tmp_path / "exported")
+    command[command.index(tmp_path / "warm")] = tmp_path / "again"
+    run(capsys, *command, "--warm-start", tmp_path / "exported")  # which knows the speech tokens too
 
 
 def test_another_tokenizer_is_refused_before_anything_is_made(world, tmp_path, capsys):
