@@ -2,8 +2,8 @@
 
 It reads config.json and safetensors (one file, or shards with their index), nothing that runs code. Before any training
 the logits of text ids after text ids are the original's (docs/decisions/0008-warm-start.md).
-Trap: text ids are the base model's own, so the vocabulary must be made with the base's tokenizer. That cannot be
-checked here, only that the base has enough rows.
+Trap: text ids are the base model's own, so the vocabulary must be made with the base's tokenizer. Here only the number
+of rows is checked; `base_vocabulary` compares the ids.
 """
 
 from dataclasses import dataclass, replace
