@@ -64,7 +64,8 @@ class TrainLM:
 
         Raises ValueError naming the known sizes and recipes, or the known kinds.
         """
-        if not continue_from or not (Path(continue_from) / RUN).is_file():  # a run that is missing is the training's to refuse
+        known = bool(continue_from) and (Path(continue_from) / RUN).is_file()
+        if not known:  # one that is missing is for the training to refuse
             start = cls._sized(preset or "toy", kind or "latent")
             return replace(start, recipe=replace(start.recipe, continue_from=continue_from))
         going_on = made_of(Path(continue_from))
