@@ -177,6 +177,13 @@ def test_a_split_is_whole_and_does_not_move_when_documents_come_in(share, count)
         split("s", documents, ids, 1e-9)
 
 
+def test_a_run_folder_from_before_the_layout_was_a_setting_has_the_marker(before):
+    data = json.loads((before / "run.json").read_text())
+    assert data.pop("opening_marker") is False
+    assert data.pop("continued_from") == ""
+    assert config.from_dict(LMRun, data).vocab.opening_marker
+
+
 def test_settings_that_measure_nothing_are_refused():
     with pytest.raises(ValueError, match="has nothing to measure"):
         recipe(evaluate_every=3)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from speechquilt import config as configs
 from speechquilt.commands.train_tokenizer import TrainTokenizer
+from speechquilt.stages.held_out import read_held_out
 from speechquilt.stages.speech_sources import SpeechSource
-from speechquilt.stages.train_tokenizer import read_held_out
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.metrics import read_metrics
 from tests.unit.test_speech_corpora import write_folder

@@ -19,8 +19,9 @@ from speechquilt.recipes import defaults
 from speechquilt.recipes import tokenizers as presets
 from speechquilt.stages import cost
 from speechquilt.stages import train_tokenizer as recipes
+from speechquilt.stages.held_out import read_held_out
 from speechquilt.stages.speech_sources import SpeechSource
-from speechquilt.stages.train_tokenizer import TokenizerRecipe, read_held_out, train_tokenizer
+from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
