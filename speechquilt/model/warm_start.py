@@ -172,6 +172,11 @@ def _source_rows(base: Base, vocab: Vocab, ends: Ends) -> tuple[Tensor, Tensor]:
             f"num_text={vocab.num_text} must be at most the {num_rows} text ids of the base; text must be tokenized with "
             "the base's own tokenizer, make the shards with it"
         )
+    if before and (ends.bos or ends.eos):
+        raise ValueError(
+            f"bos_token={ends.bos!r} and eos_token={ends.eos!r} with {base.folder}, which has BOS and EOS of its own since it was "
+            "exported by speechquilt; leave them out"
+        )
     if before and (before.num_text, before.num_speech) == (vocab.num_text, vocab.num_speech):
         return torch.arange(vocab.size), torch.arange(vocab.size)
     read_V = torch.full((vocab.size,), -1)

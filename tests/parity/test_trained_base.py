@@ -92,6 +92,8 @@ def test_an_export_keeps_the_layout(base: tuple[Path, BaseTextTokenizer], tmp_pa
     export(model, vocab, tokenizer, tmp_path)
     assert layout_of(tmp_path) == vocab
     assert layout_of(folder) is None
+    with pytest.raises(ValueError, match="which has BOS and EOS of its own"):
+        plain_from_hugging_face(tmp_path, vocab, ends=Ends(eos=END))
     assert "`<|bos|>the red fox<|speech|>`" in (tmp_path / "README.md").read_text()
     exported = json.loads((tmp_path / "config.json").read_text())["speechquilt"]
     assert exported == {"num_text": vocab.num_text, "num_speech": 9, "opening_marker": False}
