@@ -204,8 +204,7 @@ def assemble(
     """Put the speech tokens of `plan.spoken_spans` into their places.
 
     A span that `reject_reason` refuses stays text and joins the text around it. Every text run is encoded on its own,
-    by `text_encode` (`TextTokenizer.encode_run`), with its white space; only the space that opens a spoken word goes
-    with that word. `frame_rate`: speech tokens per second. `stats`, if given, is added to. `engine_encode`: text -> ids
+    by `text_encode` (`TextTokenizer.encode_run`), with the white space around it. `frame_rate`: speech tokens per second. `stats`, if given, is added to. `engine_encode`: text -> ids
     of the model that spoke, which judge the length of a span; None: those of `text_encode`.
     Raises ValueError when `spoken` does not have one entry per span.
     """
@@ -230,21 +229,11 @@ def assemble(
             runs[-1] += run
         else:
             runs.append(run)
-    in_front = [*(not isinstance(run, str) for run in runs[1:]), False]  # of speech
     return Document(
         id=f"{plan.document_id}/pass{plan.pass_index}",
         source=source,
-        segments=tuple(
-            _segment(_without_word_space(run) if isinstance(run, str) and cut else run, text_encode)
-            for run, cut in zip(runs, in_front)
-            if not isinstance(run, str) or run.strip()
-        ),
+        segments=tuple(_segment(run, text_encode) for run in runs if not isinstance(run, str) or run.strip()),
     )
-
-
-def _without_word_space(text: str) -> str:
-    """A run in front of a spoken span: the last space opens the spoken word, whose token would hold it."""
-    return text.removesuffix(" ")
 
 
 def _counted(piece: Piece, span: SpokenSpan, reason: str, stats: InterleaveStats) -> str | SpokenSpan:
