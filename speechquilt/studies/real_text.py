@@ -298,7 +298,7 @@ def measure_reader(
 ) -> dict[str, Any]:
     """espeak-ng speaks the spans that became speech in `shards`: word errors of the reader by kind, and how the rule for the
     length of a span (spec 1, 5.2 step 5) judges them."""
-    encode = text_tokenizer_of(tokenizer).encode
+    encode = text_tokenizer_of(tokenizer).encode_run
     meter = NoiseMeter(tokenizer)
     spans = list(spoken_spans(ShardFolder(shards), rule, encode))
     refused = num_speech = num_text = 0
@@ -340,7 +340,7 @@ def accepted(plan: InterleavePlan, document: Document, encode: Callable[[str], S
     run, at = "", 0
 
     def text_ends_here() -> bool:
-        ids = list(encode(run.strip())) if run.strip() else []
+        ids = list(encode(run)) if run.strip() else []
         segment = document.segments[at] if at < len(document.segments) else None
         if not ids:
             return segment is not None and segment.modality == "speech"

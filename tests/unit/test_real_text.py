@@ -174,11 +174,11 @@ def test_spans_that_became_speech_are_found_again(num_words, seed, data):
     plan = synthetic.plan(f"d{seed}", text, 0, InterleaveConfig(seed=seed, poisson_mean=3))
     kept = data.draw(st.lists(st.booleans(), min_size=len(plan.spans), max_size=len(plan.spans)))
     spoken = [_span(len(TEXT.encode(span)), "" if keep else "loop") for span, keep in zip(plan.spoken_spans, kept)]
-    document = synthetic.assemble(plan, spoken, TEXT.encode)
-    assert accepted(plan, document, TEXT.encode) == kept
+    document = synthetic.assemble(plan, spoken, TEXT.encode_run)
+    assert accepted(plan, document, TEXT.encode_run) == kept
     other = synthetic.plan(f"d{seed}", "anna " * num_words, 0, InterleaveConfig(seed=seed, poisson_mean=3))
     with pytest.raises(ValueError, match="is not made of the plan"):
-        accepted(other, document, TEXT.encode)
+        accepted(other, document, TEXT.encode_run)
 
 
 def _span(num_text: int, reject: str) -> SpokenSpan:
