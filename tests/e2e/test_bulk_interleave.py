@@ -106,7 +106,7 @@ def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
             plan = synthetic.plan(id, text, number, InterleaveConfig())
             spans = [engine.generate([span], [plan.seed + i])[0] for i, span in enumerate(plan.spoken_spans)]
             assert spans
-            expected = synthetic.assemble(plan, spans, loaded.tokenizer.encode)
+            expected = synthetic.assemble(plan, spans, loaded.tokenizer.encode_run)
             assert found[f"{id}/pass{number}"] == plain(expected)
 
 
