@@ -33,7 +33,7 @@ MelMode = Literal["whisper", "stream"]
 
 
 def load(path: str | Path) -> Waveform:
-    """First channel of an audio file at its own rate (spec 1, 2.6: no down-mix).
+    """First channel of an audio file at its own rate (spec 1, 2.6: no down-mix); another when all of that is zero.
 
     Raises FileNotFoundError, or ValueError when the file is not audio.
     """
@@ -45,7 +45,15 @@ def load(path: str | Path) -> Waveform:
         samples_SC, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read as audio ({error}); convert it to WAV, FLAC, OGG or MP3") from error
-    return Waveform(samples_S=np.ascontiguousarray(samples_SC[:, 0]), sample_rate=rate)
+    return Waveform(samples_S=first_channel(samples_SC), sample_rate=rate)
+
+
+def first_channel(samples_SC: np.ndarray) -> np.ndarray:
+    """The first channel; the first that is not silent when it is silent throughout, as where a microphone was not plugged in."""
+    channel = 0
+    if samples_SC.shape[1] > 1 and not samples_SC[:, 0].any():
+        channel = int(np.argmax(samples_SC.any(0)))  # 0 when all are silent
+    return np.ascontiguousarray(samples_SC[:, channel])
 
 
 def save(path: str | Path, wav: Waveform) -> None:

@@ -76,7 +76,29 @@ class TextTokenizer:
         return opened or plain.ids == self._tokenizer.encode(" a", add_special_tokens=False).ids
 
 
+_APOSTROPHE = re.compile(r"(?<=\w)[\u2019\u02bc](?=\w)")
+# Soft hyphens, joiners, variation selectors: they change how a word looks, not what it is.
+_INVISIBLE = re.compile("[\u00ad\u200c\u200d\u2060\ufeff\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_SIGNS = re.compile(r"[^\w\s']+")
+
+
 def spoken_form(text: str) -> str:
-    """Lower case, no punctuation, single spaces: what an ASR target holds and what word error rates compare."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    return re.sub(r"\s+", " ", re.sub(r"[^\w\s']", " ", text)).strip()
+    """Lower case, no punctuation, single spaces: what an ASR target holds and what word error rates compare.
+
+    Marks stay on the letters that they belong to (vowels of Devanagari, accents that no single character has).
+    """
+    if text.isascii():
+        text = _SIGNS.sub(" ", text.lower())
+    else:
+        text = _APOSTROPHE.sub("'", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).lower())
+        text = _SIGNS.sub(_marks_of, text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _marks_of(signs: re.Match[str]) -> str:
+    """Of signs behind a letter the marks that stand on it, and a space for others."""
+    before = signs.string[signs.start() - 1] if signs.start() else " "
+    if before.isspace() or before == "'":
+        return " "
+    number = next((i for i, sign in enumerate(signs[0]) if unicodedata.category(sign) not in ("Mn", "Mc")), None)
+    return signs[0] if number is None else signs[0][:number] + " "

@@ -68,10 +68,11 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """An item that could not be used, and why."""
+    """An item that could not be used, and why: a short class of fault that is counted, and what a person needs to mend it."""
 
     id: str
     reason: str
+    detail: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ NUM_TRANSCRIPTS = 20  # generated answers kept for the report
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceItem:
-    """A prompt and its possible endings; `answer` indexes the right one. Items about one fact share their `cluster`."""
+    """A prompt, which may be empty, and its possible endings; `answer` indexes the right one. Items about one fact share their
+    `cluster`."""
 
     id: str
     cluster: str
@@ -30,6 +31,14 @@ class ChoiceItem:
     answer: int
 
     def __post_init__(self) -> None:
+        if isinstance(self.answer, bool) or not isinstance(self.answer, int):
+            raise ValueError(
+                f"item {self.id!r}: answer={self.answer!r} must be a whole number, the index of the right ending"
+            )
+        if len(self.endings) < 2:
+            raise ValueError(
+                f"item {self.id!r}: {len(self.endings)} endings, there must be at least 2 endings to choose among"
+            )
         if not 0 <= self.answer < len(self.endings):
             raise ValueError(f"item {self.id!r}: answer={self.answer} must index one of {len(self.endings)} endings")
 

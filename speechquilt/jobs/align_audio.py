@@ -13,8 +13,12 @@ from typing import Any
 from speechquilt.aligner import AlignmentError, CTCAligner
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.recordings import METADATA, AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
-from speechquilt.data.sources import audio_files
-from speechquilt.data.sources.audio_files import BrokenAudio, Piece
+from speechquilt.data.sources import audio_files, speech_rows
+from speechquilt.data.sources.audio_files import Piece
+from speechquilt.data.sources.faults import BrokenAudio
+from speechquilt.data.sources.speech_folder import silence
+from speechquilt.data.sources.speech_rows import Sound
+from speechquilt.data.sources.word_times import check_words, words_of
 from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
@@ -64,59 +68,90 @@ class AlignTask:
 
     def __init__(self, work: AlignWork, aligner: CTCAligner) -> None:
         self.work, self.aligner, self.root = work, aligner, Path(work.root)
+        self.other_channels = 0  # recordings of this slice that were not heard in their first one
 
     def __call__(self, items: Sequence[Row], out: TaskWriter) -> None:
+        self.other_channels = 0
         for item in items:
             try:
                 recording = self._align(item)
             except BrokenAudio as error:
-                out.reject(item["id"], str(error))
+                out.reject(item["id"], error.reason, speech_rows.detail_of(item, error))
                 out.tell(1, 0.0)
             except AlignmentError as error:
-                out.reject(item["id"], error.reason)
+                out.reject(item["id"], error.reason, f"{item.get('where') or item['path']}: {error}")
                 out.tell(1, 0.0)
             else:
                 out.write(OUTPUT, recording, recording.text)
                 out.tell(1, recording.duration_s)
+        if self.other_channels:
+            out.count({"other_channel": self.other_channels})
 
     def _align(self, item: Row) -> AlignedRecording:
         """Raises BrokenAudio or AlignmentError for what cannot be aligned."""
         if "reject" in item:
-            raise BrokenAudio(item["reject"])
-        path = self.root / item["path"]
-        known = audio_files.words_of(item)
-        text = item["text"] or " ".join(w.text for w in known) or audio_files.transcript_of(path)
-        if not text:
-            raise BrokenAudio("no transcript")
-        heard = _Heard(path, self.aligner.emitter.sample_rate, self.work.settings.max_seconds)
+            raise BrokenAudio(item["reject"], item["detail"])
+        if "cut" in item:
+            raise BrokenAudio(
+                "a cut that is not a part of one file", "save such cuts as files first (CutSet.save_audios)"
+            )
+        known = bool(item["words"])
+        text = speech_rows.text_of(self.root, item) or (
+            "" if known else speech_rows.text_of(self.root, {**item, "text": None})
+        )
+        if not (text or known):
+            raise BrokenAudio("no transcript", "a .txt beside the audio, or `text` in its table, is needed")
+        heard = _Heard(
+            speech_rows.sound_of(self.root, item), self.aligner.emitter.sample_rate, self.work.settings.max_seconds
+        )
         if known:
-            words = known
             for _ in heard:  # a broken file is no recording, whatever its table says
                 pass
+            words = words_of(item, text, heard.duration_s)
+            text = text or " ".join(w.text for w in words)
         else:
             words = self.aligner.align_pieces(heard, text)
+            check_words(words, heard.duration_s)
+        speech_rows.check_length(item, heard.duration_s)
+        if heard.is_silent:
+            raise silence()
+        self.other_channels += heard.channel > 0
+        start_s = item.get("start")
         return AlignedRecording(
-            id=item["id"], path=item["path"], text=text, duration_s=heard.num_samples / heard.rate, words=words
+            id=item["id"],
+            path=item["path"],
+            text=text,
+            duration_s=heard.duration_s,
+            words=words,
+            start_s=start_s,
+            end_s=item.get("end"),
         )
 
 
 class _Heard:
     """The samples of a file at `rate`, piece by piece, and how many there were. Raises BrokenAudio where the file is broken."""
 
-    def __init__(self, path: Path, rate: int, max_seconds: float) -> None:
-        self.path, self.rate, self.max_seconds = path, rate, max_seconds
+    def __init__(self, sound: Sound, rate: int, max_seconds: float) -> None:
+        self.sound, self.rate, self.max_seconds = sound, rate, max_seconds
         self.num_samples = 0
+        self.is_silent, self.channel = False, 0
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.rate
 
     def __iter__(self) -> Iterator[Any]:
         pieces = audio_files.read_pieces(
-            self.path, 0, rate=self.rate, piece_samples=round(PIECE_S * self.rate), max_seconds=self.max_seconds
+            self.sound, 0, rate=self.rate, piece_samples=round(PIECE_S * self.rate), max_seconds=self.max_seconds
         )
         for event in pieces:
             if isinstance(event, Piece):
                 self.num_samples += len(event.samples_S)
                 yield event.samples_S
             elif event.reject:
-                raise BrokenAudio(event.reject)
+                raise BrokenAudio(event.reject, event.detail)
+            else:
+                self.is_silent, self.channel = event.is_silent, event.channel
 
 
 def align_folder(
@@ -131,7 +166,7 @@ def align_folder(
     The same call goes on where a killed one stopped; the times are those of a run that was not killed, with any number of
     workers. Raises what `list_audio`, `load_aligner`, `bulk.prepare` and `bulk.merge` do, and ValueError for one folder as both.
     """
-    items = audio_files.list_audio(source)
+    items = speech_rows.list_audio(source)
     root = (source if source.is_dir() else source.parent).resolve()
     if output.resolve() == root:
         raise ValueError(f"output {output} holds the corpus itself, whose metadata would be lost; give another folder")

@@ -122,9 +122,10 @@ class TaskWriter:
         """Add one item to the output of this name, with the text behind it."""
         self._writer(output).write(item, text)
 
-    def reject(self, id: str, reason: str) -> None:
-        """Note an item of the input that became nothing; `reason` is a short class of fault, it is counted."""
-        self._writer(next(iter(self.outputs))).reject(id, reason)
+    def reject(self, id: str, reason: str, detail: str = "") -> None:
+        """Note an item of the input that became nothing, or less than it might; `reason` is a short class of fault, it is counted, and
+        `detail` says what is wrong where, and how to mend it."""
+        self._writer(next(iter(self.outputs))).reject(id, reason, detail)
 
     def _writer(self, name: str) -> ItemWriter:
         if name not in self._open:
@@ -362,7 +363,10 @@ def _check_rejects(job: Job, manifests: Mapping[int, dict[str, Any]], max_reject
     documents = sum(m["documents"] for m in manifests.values())
     rejected = sum(reasons.values())
     total = documents + rejected
-    listed = f"{dict(reasons.most_common(5))}; every one is listed in {job.folder / JOB_FOLDER / _PARTS}/*/*/{REJECTS}"
+    listed = (
+        f"{dict(reasons.most_common(5))}{_first_detail(job, manifests)}; every one is listed in "
+        f"{job.folder / JOB_FOLDER / _PARTS}/*/*/{REJECTS}"
+    )
     if rejected and not documents:
         raise ValueError(f"all {rejected} of {total} items were rejected: {listed}")
     if rejected > max_reject_ratio * total:
@@ -370,6 +374,17 @@ def _check_rejects(job: Job, manifests: Mapping[int, dict[str, Any]], max_reject
             f"{rejected} of {total} items were rejected ({rejected / total:.1%}), above max_reject_ratio={max_reject_ratio}: "
             f"{listed}; mend the input, or run again with a higher limit: no task is done twice"
         )
+
+
+def _first_detail(job: Job, manifests: Mapping[int, dict[str, Any]]) -> str:
+    """What the first reject says for people, where it says anything."""
+    name = next(iter(job.outputs))
+    number = next((number for number, manifest in manifests.items() if manifest["rejects"]), None)
+    if number is None:
+        return ""
+    with (job.part(number) / name / REJECTS).open(encoding="utf-8") as file:
+        detail = json.loads(file.readline()).get("detail")
+    return f", the first: {detail}" if detail else ""
 
 
 def _remove_parts(job: Job) -> None:

@@ -66,7 +66,7 @@ class TextTask:
             told = 0.0
             for found, share in self.reader.read(item):
                 if isinstance(found, Reject):
-                    out.reject(found.id, found.reason)
+                    out.reject(found.id, found.reason, found.detail)
                     continue
                 for document, text in text_documents([found], self.tokenizer):
                     out.write(SHARDS, document, text)

@@ -159,7 +159,7 @@ class InterleaveTask:
     def _plans(self, item: Row, out: TaskWriter) -> Iterator[_Planned]:
         for found, share in self.work.reader.read(item):
             if isinstance(found, Reject):
-                out.reject(f"{found.id}/pass{item['pass']}", found.reason)
+                out.reject(f"{found.id}/pass{item['pass']}", found.reason, found.detail)
             else:
                 plan = synthetic.plan(found.id, found.text, item["pass"], self.work.rule)
                 yield _Planned(text=found.text, plan=plan, share=share)

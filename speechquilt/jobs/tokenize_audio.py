@@ -19,8 +19,11 @@ import torch
 from speechquilt.data.shards.documents import ShardWriter
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.spoken import SpokenWriter
-from speechquilt.data.sources import audio_files
-from speechquilt.data.sources.audio_files import BrokenAudio, End, Piece
+from speechquilt.data.sources import audio_files, speech_rows
+from speechquilt.data.sources.audio_files import End, Piece
+from speechquilt.data.sources.faults import BrokenAudio, BrokenText
+from speechquilt.data.sources.speech_folder import silence
+from speechquilt.data.sources.word_times import words_of
 from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
@@ -111,13 +114,20 @@ class TokenizeTask:
         """Runs in a thread; a transcript beside the audio is read here too."""
         number, item = source
         if "reject" in item:
-            yield End(file=number, reject=item["reject"])
+            yield End(file=number, reject=item["reject"], detail=item["detail"])
             return
-        path = self.root / item["path"]
-        if item["text"] is None:
-            item["text"] = audio_files.transcript_of(path)
+        try:
+            item["text"] = speech_rows.text_of(self.root, item)
+        except BrokenText as error:
+            item["text"], item["words"] = "", None
+            item["text_fault"] = [error.reason, speech_rows.detail_of(item, error)]
+        try:
+            sound = speech_rows.sound_of(self.root, item)
+        except BrokenAudio as error:
+            yield End(file=number, reject=error.reason, detail=error.detail)
+            return
         yield from audio_files.read_pieces(
-            path,
+            sound,
             number,
             rate=self.tokenizer.sample_rate,
             max_seconds=self.work.settings.max_seconds,
@@ -125,14 +135,22 @@ class TokenizeTask:
         )
 
     def _write(self, item: Row, end: End, ids_T: np.ndarray, out: TaskWriter) -> None:
+        if "reject" in item:
+            out.reject(item["id"], item["reject"], item["detail"])
+            return
         try:
-            if end.reject:
-                raise BrokenAudio(end.reject)
-            tokens = _aligned_tokens(item, ids_T, self.tokenizer.frame_rate)
+            _check(item, end)
+            tokens = _aligned_tokens(item, ids_T, self.tokenizer.frame_rate, end.duration_s)
         except BrokenAudio as error:
-            out.reject(item["id"], str(error))
-        else:
-            self._write_documents(tokens, out)
+            out.reject(item["id"], error.reason, speech_rows.detail_of(item, error))
+            return
+        if item.get("text_fault"):  # the pair goes, the speech stays
+            out.reject(item["id"], *item["text_fault"])
+        if end.channel:
+            out.count({"other_channel": 1})
+        if end.is_silent:
+            out.count({"silent": 1})
+        self._write_documents(tokens, out)
 
     def _write_documents(self, tokens: AlignedTokens, out: TaskWriter) -> None:
         if not tokens.text:
@@ -261,15 +279,21 @@ def _pools(events: Iterable[Piece | End], pool_samples: int) -> Iterator[list[Pi
     yield pool
 
 
-def _aligned_tokens(item: Row, ids_T: np.ndarray, frame_rate: float) -> AlignedTokens:
+def _check(item: Row, end: End) -> None:
+    """Raises BrokenAudio when a recording cannot be used, or does not fit what its table says of it."""
+    if end.reject:
+        raise BrokenAudio(end.reject, end.detail)
+    speech_rows.check_length(item, end.duration_s)
+    if end.is_silent and (item["text"] or item["words"]):
+        raise silence()
+
+
+def _aligned_tokens(item: Row, ids_T: np.ndarray, frame_rate: float, duration_s: float) -> AlignedTokens:
     """Raises BrokenAudio when its words do not fit."""
-    words = audio_files.words_of(item)
+    words = words_of(item, item["text"], duration_s)
     text = item["text"] or " ".join(word.text for word in words)
     nothing = Waveform(samples_S=np.zeros(0, dtype=np.float32), sample_rate=1)  # the samples are not needed any more
-    try:
-        return aligned_tokens(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
-    except ValueError as error:
-        raise BrokenAudio("its word times are not in order") from error
+    return aligned_tokens(Utterance(id=item["id"], text=text, audio=nothing, alignment=words), ids_T, frame_rate)
 
 
 def device_of(name: str, worker: int) -> str:
@@ -300,7 +324,7 @@ def tokenize_folder(
     The same call goes on where a killed one stopped; the shards are those of a run that was not killed, with any number of
     workers. Raises what `list_audio`, `bulk.prepare` and `bulk.merge` do.
     """
-    items = audio_files.list_audio(source)
+    items = speech_rows.list_audio(source)
     root = (source if source.is_dir() else source.parent).resolve()
     work = TokenizeWork(
         root=str(root),

@@ -24,7 +24,7 @@ def align_corpus(recipe: AlignerRecipe, corpus: Corpus, folder: Path) -> dict[st
     found = train_aligner(recipe, corpus.sentences, corpus.held_out, folder)
     aligned, rejects = align_utterances(load_aligner(folder), [*corpus.sentences, *corpus.held_out])
     rows: list[dict[str, Any]] = [{"id": u.id, "words": [asdict(word) for word in u.alignment]} for u in aligned]
-    rows += [{"id": reject.id, "reason": reject.reason} for reject in rejects]
+    rows += [asdict(reject) for reject in rejects]
     with replacing(folder / WORDS_FILE) as file:
         file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
     return {**found, "aligner.aligned": len(aligned), "aligner.rejects": len(rejects)}
@@ -39,7 +39,7 @@ def aligned_corpus(corpus: Corpus, folder: Path) -> Corpus:
     def aligned(utterances: Sequence[Utterance]) -> list[Utterance]:
         return [replace(u, alignment=words[u.id]) for u in utterances if u.id in words]
 
-    rejects = [Reject(id=row["id"], reason=row["reason"]) for row in rows if "reason" in row]
+    rejects = [Reject(**row) for row in rows if "reason" in row]
     return replace(
         corpus,
         sentences=aligned(corpus.sentences),

@@ -126,7 +126,7 @@ def folder_corpus(speech: Path, text: Path | None, *, max_reject_ratio: float = 
         texts = [item for item in documents if isinstance(item, TextDocument)]
         num_read += len(documents)
     if len(rejects) > max_reject_ratio * num_read:
-        worst = "; ".join(f"{r.id}: {r.reason}" for r in rejects[:3])
+        worst = "; ".join(f"{r.id}: {r.reason}" + (f" ({r.detail})" if r.detail else "") for r in rejects[:3])
         raise ValueError(
             f"{len(rejects)} of {num_read} items cannot be used, above max_reject_ratio={max_reject_ratio}: {worst}; "
             "mend them or raise the limit"

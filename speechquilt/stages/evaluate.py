@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speechquilt import audio
+from speechquilt.data.sources.tables import decoded
 from speechquilt.evals.tasks import ChoiceItem, ChoiceTask
 from speechquilt.files import write_json
 from speechquilt.protocols import SpeechTokenizer
@@ -18,6 +20,8 @@ from speechquilt.stages.training_documents import text_fingerprint, text_segment
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer import loading
 from speechquilt.types import Segment
+
+ITEM_FORM = '{"prompt": PART, "endings": [PART, ...], "answer": 0}, where a PART is {"text": "..."} or {"audio": "x.wav"}; without a prompt leave it out'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +67,32 @@ def tokenizers_of(lm: Path, run: LMRun, moved_to: Path | None = None) -> Tokeniz
 def _items(path: Path, tokenizers: Tokenizers) -> Iterator[ChoiceItem]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a JSONL file of items is expected, see speechquilt eval --help")
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            id = str(row.get("id", number))
-            yield ChoiceItem(
-                id=id,
-                cluster=str(row.get("cluster", id)),
-                prompt=(_part(row["prompt"], path.parent, tokenizers),),
-                endings=tuple(_part(part, path.parent, tokenizers, inside=True) for part in row["endings"]),
-                answer=row["answer"],
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f'{path}:{number}: {error!r}; a line is {{"prompt": PART, "endings": [PART, ...], "answer": 0}}'
-            ) from error
+            yield _item(json.loads(line), number, path.parent, tokenizers)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            raise ValueError(f"{path}:{number}: {what}; a line is {ITEM_FORM}") from error
+
+
+def _item(row: dict[str, Any], number: int, folder: Path, tokenizers: Tokenizers) -> ChoiceItem:
+    """Without a `prompt` (as in sWUGGY and sBLIMP) the endings are scored as they are."""
+    id = str(row.get("id", number))
+    prompt, endings = row.get("prompt"), row["endings"]
+    if not isinstance(endings, list):
+        raise ValueError(f"item {id!r}: endings={endings!r} must be a list of parts")
+    parts = [_part(part, folder, tokenizers, inside=prompt is not None) for part in endings]
+    if empty := [k for k, part in enumerate(parts) if not len(part.ids_T)]:
+        raise ValueError(f"item {id!r}: endings[{empty[0]}] is empty; there must be something to score in each")
+    return ChoiceItem(
+        id=id,
+        cluster=str(row.get("cluster", id)),
+        prompt=() if prompt is None else (_part(prompt, folder, tokenizers),),
+        endings=tuple(parts),
+        answer=row["answer"],
+    )
 
 
 def _part(part: dict[str, str], folder: Path, tokenizers: Tokenizers, inside: bool = False) -> Segment:

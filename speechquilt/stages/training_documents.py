@@ -64,7 +64,7 @@ def _write(writer: ItemWriter[Item], items: Iterable[tuple[Item, str] | Reject])
     with writer:
         for item in items:
             if isinstance(item, Reject):
-                writer.reject(item.id, item.reason)
+                writer.reject(item.id, item.reason, item.detail)
             else:
                 writer.write(*item)
     counts = {f"{modality}_tokens": n for modality, n in writer.num_tokens.items()}

@@ -96,12 +96,13 @@ def test_what_cannot_be_aligned_is_counted_and_the_rest_is_kept(speech: Path, al
     bad = {
         "broken.wav": ("the cat", "cannot be read as audio"),
         "short.wav": ("the cat sat on the mat", "text too long for its audio"),
-        str(speech / "04.wav"): ("1789", "no word in the aligner's alphabet"),
-        "missing.wav": ("the cat", "cannot be read"),
+        "digits.wav": ("1789", "no word in the aligner's alphabet"),
+        "missing.wav": ("the cat", "missing file"),
     }
     table += [{"file_name": name, "text": text} for name, (text, _) in bad.items()]
-    table += [{"file_name": str(speech / "06.wav"), "text": "the cat", "words": "nonsense"}, {"text": "no file"}]
-    (source / "silent.wav").write_bytes((speech / "00.wav").read_bytes())
+    table += [{"file_name": "words.wav", "text": "the cat", "words": "nonsense"}, {"text": "no file"}]
+    for name in ("silent.wav", "digits.wav", "words.wav"):
+        (source / name).write_bytes((speech / "00.wav").read_bytes())
     table.append({"file_name": "silent.wav", "text": ""})
     (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     command = ["align", str(source), str(tmp_path / "out"), "--aligner", str(aligner), "--workers", "1"]
@@ -118,7 +119,7 @@ def test_what_cannot_be_aligned_is_counted_and_the_rest_is_kept(speech: Path, al
         assert reason in reasons[name]
     assert reasons["silent.wav"] == "no transcript"
     assert reasons[f"metadata.jsonl:{len(table) - 2}"] == "row without a path"
-    assert "words are not" in reasons[str(speech / "06.wav")]
+    assert "words are not" in reasons["words.wav"]
 
 
 def test_mistakes_are_named(speech: Path, aligner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

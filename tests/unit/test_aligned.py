@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from speechquilt import audio
 from speechquilt.data.shards.parquet import ShardInfo
 from speechquilt.data.shards.recordings import AlignedFolder, AlignedRecording, AlignedWriter, write_metadata
-from speechquilt.data.sources.audio_files import list_audio, words_of
 from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.data.sources.speech_rows import list_audio
+from speechquilt.data.sources.word_times import words_of
 from speechquilt.stages.train_aligner import LONGEST_S, fitting_window, with_fitting_window
 from speechquilt.tokenizer.emitters import FRAME_SAMPLES, CharacterCTCConfig
 from speechquilt.types import AlignedWord, Utterance, Waveform
@@ -78,7 +79,7 @@ def test_any_character_of_a_text_comes_back(tmp_path: Path) -> None:
     text = "a\u2028b\u2029c\x85d\x0be\x1cf\nend"
     samples_S = np.full(160, 0.1, np.float32)
     audio.save(tmp_path / "a.wav", Waveform(samples_S=samples_S, sample_rate=16000))
-    write_metadata(tmp_path, tmp_path, [AlignedRecording(id="a", path="a.wav", text=text, duration_s=1.0, words=())])
+    write_metadata(tmp_path, tmp_path, [AlignedRecording(id="a", path="a.wav", text=text, duration_s=0.01, words=())])
     (item,), (utterance,) = list_audio(tmp_path), read_utterances(tmp_path)
     assert isinstance(utterance, Utterance)
     assert item["text"] == utterance.text == text

@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from speechquilt import audio
 from speechquilt.data.sources import audio_files
 from speechquilt.data.sources.audio_files import End, Piece
+from speechquilt.data.sources.faults import BrokenAudio
+from speechquilt.data.sources.speech_rows import list_audio
+from speechquilt.data.sources.word_times import words_of
 from speechquilt.types import Waveform
 
 RATES = [8000, 11025, 16000, 22050, 44100, 48000, 7919]
@@ -134,7 +137,7 @@ def broken(folder: Path, kind: str) -> Path:
         ("loud", "audio holds samples beyond 64 times full scale"),
         ("slow", "its sample rate is outside 1000..768000 Hz"),
         ("long", "longer than 2 s"),
-        ("missing", "cannot be read as audio"),
+        ("missing", "missing file"),
     ],
 )
 def test_every_fault_has_its_reason_without_the_file_in_it(tmp_path, kind, reason):
@@ -184,7 +187,7 @@ def test_a_folder_is_searched_in_a_fixed_order(tmp_path):
     for name in ("b.wav", "a.FLAC", "sub/c.mp3", "sub/a.opus", "aa/x.wav", "notes.txt", "a.json", "x.raw"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    items = list(audio_files.list_audio(tmp_path))
+    items = list(list_audio(tmp_path))
     assert [i["id"] for i in items] == ["a.FLAC", "b.wav", "aa/x.wav", "sub/a.opus", "sub/c.mp3"]
     assert items[0] == {"id": "a.FLAC", "path": "a.FLAC", "text": None, "words": None}
 
@@ -209,21 +212,23 @@ def test_tables_in_every_layout(tmp_path, layout):
     else:
         words = [{"text": w, "start_s": a, "end_s": b} for w, a, b in WORDS]
         pq.write_table(pa.table({"path": ["x.wav", None], "text": ["hello you", "a"], "words": [words, None]}), path)
-    first, *rest = audio_files.list_audio(tmp_path if layout.startswith("metadata") else path)
+    first, *rest = list_audio(tmp_path if layout.startswith("metadata") else path)
     assert (first["id"], first["path"], first["text"]) == ("x.wav", "x.wav", "hello you")
-    words = audio_files.words_of(first)
+    words = words_of(first)
     assert [(w.text, w.start_s, w.end_s) for w in words] == ([] if "csv" in layout else [tuple(w) for w in WORDS])
-    assert {r["reject"] for r in rest} == {"row without a path"}
+    not_json = {"not JSON"} if layout.endswith(".jsonl") else set()
+    assert {r["reject"] for r in rest} == {"row without a path"} | not_json
+    assert all(r["detail"].startswith(layout) for r in rest)
     json.dumps([first, *rest])  # plain data
 
 
 def test_what_is_no_corpus_says_so(tmp_path):
     with pytest.raises(ValueError, match="holds no audio"):
-        list(audio_files.list_audio(tmp_path))
+        list(list_audio(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        audio_files.list_audio(tmp_path / "nowhere")
-    with pytest.raises(audio_files.BrokenAudio, match="words are not"):
-        audio_files.words_of({"words": [["a", 0.0]]})
+        list_audio(tmp_path / "nowhere")
+    with pytest.raises(BrokenAudio, match="words are not"):
+        words_of({"words": [["a", 0.0]]})
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from speechquilt import audio
-from speechquilt.data.sources.audio_files import BrokenAudio, list_audio, words_of
+from speechquilt.data.sources.faults import BrokenAudio
 from speechquilt.data.sources.speech_corpora import FolderCorpus
 from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.data.sources.speech_rows import list_audio
+from speechquilt.data.sources.word_times import words_of
 from speechquilt.types import Reject, Utterance, Waveform
 
-GOOD = {"file_name": "a.wav", "text": "the cat", "words": [["the", 0.0, 0.1], ["cat", 0.1, 0.2]]}
+GOOD = {"file_name": "b.wav", "text": "the cat", "words": [["the", 0.0, 0.1], ["cat", 0.1, 0.2]]}
 BROKEN = [
     "{not json",
     "[1, 2]",
@@ -26,8 +28,10 @@ BROKEN = [
 @pytest.mark.parametrize("line", BROKEN)
 def test_a_broken_row_stops_nobody(line: str, tmp_path: Path) -> None:
     samples_S = np.full(1600, 0.1, np.float32)
-    audio.save(tmp_path / "a.wav", Waveform(samples_S=samples_S, sample_rate=16000))
-    (tmp_path / "metadata.jsonl").write_text(f"{json.dumps(GOOD)}\n\n{line}\n{json.dumps(GOOD)}\n")
+    for name in "abc":
+        audio.save(tmp_path / f"{name}.wav", Waveform(samples_S=samples_S, sample_rate=16000))
+    first, last = (json.dumps({**GOOD, "file_name": name}) for name in ("a.wav", "c.wav"))
+    (tmp_path / "metadata.jsonl").write_text(f"{first}\n\n{line}\n{last}\n")
     first, broken, last = read_utterances(tmp_path)
     assert isinstance(broken, Reject)
     assert broken.reason

@@ -130,9 +130,14 @@ def test_every_batch_is_valid(seed, patch, rows, units, tokens, buffer, step):
             assert (batch.visible_BT > first_unit_BT).all()
             assert int(batch.unit_BT.max()) < units + 2
         assert (batch.labels_BT[~real_BT] == IGNORE).all()
-        assert sum(batch.meta["documents"].values()) == len(documents_in(batch))
+        assert sum(batch.meta["documents"].values()) + batch.meta["parts"] == len(documents_in(batch))
+        later = 0
         for id, arrays in documents_in(batch):
-            check_document(by_id[id], arrays, cut=len(by_id[id].ids_T) != len(arrays["ids_BT"]))
+            if by_id[id].loss_T[1] and arrays["labels_BT"][0] == IGNORE:
+                later += 1  # a part behind the first: it does not choose its span (test_parts looks into them)
+            else:
+                check_document(by_id[id], arrays, cut=len(by_id[id].ids_T) != len(arrays["ids_BT"]))
+        assert batch.meta["parts"] == later
 
 
 def check_static_axes(batch: Batch, config: PackConfig, patched: bool) -> None:
@@ -402,18 +407,21 @@ def test_a_long_document_waits_until_it_is_the_oldest():
 
 
 def test_long_documents_are_cut_and_counted():
+    """Those with context, which are not split: a part behind the cut would lack what it is made from."""
+    context = Segment(modality="text", ids_T=np.zeros(0, dtype=np.int32), loss=False)
     speech = Segment(modality="speech", ids_T=np.arange(100) % 30, unit_end_T=np.arange(100) % 10 == 9)
-    long = Document(id="long", source="a", segments=(speech,))
-    for units, tokens, expected in ((64, 50, 50), (10, 1000, 2 + 7 * 4 + 1), (40, 1000, 103)):
+    long = Document(id="long", source="a", segments=(context, speech))
+    for units, tokens, expected in ((64, 50, 50), (10, 1000, 3 + 6 * 4 + 1), (40, 1000, 104)):
         config = PackConfig(rows=1, units_per_row=units, tokens_per_row=tokens, buffer=0)
         batch = loader(config, Chunks(4), data={"a": [long]}).next_batch().validate()
         assert batch.meta["tokens"] == expected
-        assert batch.meta["cut_documents"] == int(expected < 103)
-        assert batch.meta["cut_tokens"] == 103 - expected
+        assert batch.meta["cut_documents"] == int(expected < 104)
+        assert batch.meta["cut_tokens"] == 104 - expected
+        assert batch.meta["split_documents"] == batch.meta["parts"] == 0
         ids = batch.ids_BT[0, :expected]
         assert ids[-1] == VOCAB.eos
         labels = batch.labels_BT[0, :expected].tolist()
-        assert labels[-2] == (VOCAB.eos if expected == 103 else IGNORE)  # a cut does not teach an end
+        assert labels[-2] == (VOCAB.eos if expected == 104 else IGNORE)  # a cut does not teach an end
         assert batch.meta["units"] <= units
 
 

@@ -317,3 +317,14 @@ def test_a_damaged_or_unwritable_copy_is_named(tmp_path, monkeypatch):
 
 def failing(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_reject_says_more_to_people_than_what_is_counted(tmp_path):
+    with ShardWriter(tmp_path / "s", INFO, max_reject_ratio=1) as writer:
+        writer.reject("a", "missing file", "table.csv line 7: a.wav is missing")
+        writer.reject("b", "missing file", "table.csv line 8: b.wav is missing")
+    lines = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()]
+    assert [line["detail"] for line in lines] == [
+        f"table.csv line {n}: {f}.wav is missing" for n, f in ((7, "a"), (8, "b"))
+    ]
+    assert ShardFolder(tmp_path / "s").manifest["rejects"] == {"missing file": 2}

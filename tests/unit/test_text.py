@@ -1,5 +1,8 @@
 """The text tokenizer takes any script and gives a word the same ids wherever it stands."""
 
+import re
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,3 +37,36 @@ def test_save_and_load(tmp_path):
 )
 def test_spoken_form(text, spoken):
     assert spoken_form(text) == spoken
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("don\u2019t we\u2019re O\u2019Neill", "don't we're o'neill"),
+        ("\u2018Go,\u2019 she said; the dogs\u2019 home", "go she said the dogs home"),
+        ("gener\u00adally profi\u00adcient", "generally proficient"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("x\u0323 ke\u0301t", "x\u0323 k\u00e9t"),
+        ("สวัสดีครับ", "สวัสดีครับ"),
+        ("I \u2764\ufe0f you", "i you"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("\u0301 alone", "alone"),
+        ("\u0130stanbul", "i\u0307stanbul"),
+        ("ﬁne ½", "fine 1 2"),
+    ],
+)
+def test_letters_keep_their_marks_and_words_their_apostrophes(text, spoken):
+    assert spoken_form(text) == spoken
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_ascii_is_spoken_as_ever(text):
+    lower = unicodedata.normalize("NFKC", text).lower()
+    assert spoken_form(text) == re.sub(r"\s+", " ", re.sub(r"[^\w\s']", " ", lower)).strip()
+
+
+@given(st.text(max_size=40))
+def test_a_spoken_form_is_its_own(text):
+    spoken = spoken_form(text)
+    assert spoken == " ".join(spoken.split())
+    assert spoken_form(spoken) == spoken

@@ -7,7 +7,7 @@ see what one sees, with one state for all. A row is full by *units* or by *token
 
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from speechquilt.config import fingerprint
 from speechquilt.data.feed.mixture import Exhausted, Mixture, Sample
+from speechquilt.data.feed.parts import Part, parts_of
 from speechquilt.protocols import Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut
 from speechquilt.vocab import Vocab
@@ -72,20 +73,23 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Item:
-    """One patched document, ready for a row. `drawn_in`: the batch during which it was drawn and patched."""
+    """One part of a patched document, ready for a row. `drawn_in`: the batch during which it was drawn and patched."""
 
     sample: Sample
     drawn_in: int
-    laid_out: LaidOut
-    labels_T: np.ndarray
-    opens_T: np.ndarray
-    closes_T: np.ndarray
-    num_units: int
-    num_cut: int  # tokens lost because the document is longer than a row
+    part: Part
 
     @property
     def num_tokens(self) -> int:
-        return len(self.labels_T)
+        return len(self.part.labels_T)
+
+    @property
+    def num_units(self) -> int:
+        return self.part.num_units
+
+    @property
+    def laid_out(self) -> LaidOut:
+        return self.part.laid_out
 
 
 class PackedLoader:
@@ -97,14 +101,16 @@ class PackedLoader:
 
     Rows: the oldest documents are spread over the rows of the batch, level in units *and* in tokens (rows are padded to
     the longest); then documents are added and exchanged for others of the buffer until both are nearly full. A document
-    longer than a row is cut there: its last token becomes an EOS that is no target.
+    longer than a row is split into parts (`parts.parts_of`), which are placed like documents of their own; one with context is
+    cut at the end of its row, and left out when no target is left of it.
     Padding is the last document of its row. Its first token is a closed unit, so that every padding position sees one
     (no empty attention); all its other tokens are one open unit, so that padding adds two units whatever its length.
 
     `meta` of a batch, for this rank's rows: `tokens`, `speech_tokens`, `units`, `speech_units` (patches), `unit_slots`
-    (`units_per_row` of every row), `targets`, `cut_documents`, `cut_tokens`, `documents` (per source), `epochs` (per source:
-    share of its documents that are here, so that sums over batches and ranks say how often it was trained on),
-    `document_ids` (per row). For the global batch: `waste` (share of `units_per_row` without a unit) and `max_units` (most units in a row,
+    (`units_per_row` of every row), `targets`, `documents` (per source), `epochs` (per source: share of its documents that are
+    here, so that sums over batches and ranks say how often it was trained on), `document_ids` (per row). A document counts where its
+    first part is: `split_documents` have more, `parts` here are others than the first. `cut_documents` have lost `cut_tokens` at
+    the end of their row; `dropped_documents` were left out while the batch was made (each counts on one rank). For the global batch: `waste` (share of `units_per_row` without a unit) and `max_units` (most units in a row,
     padding included), equal on all ranks. So are T, `num_units` and `num_local` (both None without a patcher).
     A source that leaves a mixture with `max_epochs` is named in a warning of rank 0. When all have left, batches are made
     while the buffer can fill one; then `next_batch` raises mixture.Exhausted, and less than a batch stays unused.
@@ -132,21 +138,25 @@ class PackedLoader:
         self.seed, self.total_batches, self.rank, self.world_size = seed, total_batches, rank, world_size
         self.num_batches = 0
         self._buffer: list[_Item] = []
+        self._dropped: list[int] = []  # samples that were left out for this batch
 
     def next_batch(self) -> Batch:
         gone = self.mixture.left
+        self._dropped = []
         rows = self._pack_rows()
         self._report_left([name for name in self.mixture.left if name not in gone])
         self.num_batches += 1
         return self._collate(rows, self._rounded(max(sum(item.num_tokens for item in row) for row in rows)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON data, the same on every rank. Buffered documents are kept as their place in the stream."""
+        """Plain JSON data, the same on every rank. Buffered parts are kept as their place in the stream."""
         return {
             "made_for": self._made_for(),
             "mixture": self.mixture.state_dict(),
             "num_batches": self.num_batches,
-            "buffer": [{**asdict(item.sample), "drawn_in": item.drawn_in} for item in self._buffer],
+            "buffer": [
+                {**asdict(item.sample), "drawn_in": item.drawn_in, "part": item.part.number} for item in self._buffer
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,9 +172,12 @@ class PackedLoader:
         self.mixture.load_state_dict(state["mixture"])
         self.num_batches = state["num_batches"]
         self._buffer = []
+        items: list[_Item] = []  # of the document before
         for entry in state["buffer"]:
             sample = Sample(**{key: entry[key] for key in ("number", "source", "index", "epoch")})
-            self._buffer.append(self._prepare(sample, self.mixture.document(sample), entry["drawn_in"]))
+            if not items or items[0].sample != sample:
+                items = self._prepare(sample, self.mixture.document(sample), entry["drawn_in"])
+            self._buffer.append(items[entry.get("part", 0)])  # states from before there were parts have none
 
     def _made_for(self) -> dict[str, Any]:
         made_for = {"seed": self.seed, "total_batches": self.total_batches, **asdict(self.config)}
@@ -172,39 +185,43 @@ class PackedLoader:
 
     # --- documents -> items
 
-    def _draw(self) -> None:
-        try:
+    def _draw(self) -> bool:
+        """Put the next document that is of use into the buffer; False when there is none because every source has left."""
+        for _ in range(1 + sum(map(len, self.mixture.sources.values()))):
+            if self.mixture.is_exhausted:
+                return False
             sample, document = self.mixture.draw()
+            if items := self._prepare(sample, document, self.num_batches):
+                self._buffer += items
+                return True
+            self._dropped.append(sample.number)
+        raise ValueError(
+            f"no document has a target within a row of units_per_row={self.config.units_per_row} and "
+            f"tokens_per_row={self.config.tokens_per_row}; raise them, or make shorter documents"
+        )
+
+    def _draw_or_end(self) -> None:
+        if self._draw():
+            return
+        try:
+            self.mixture.draw()
         except Exhausted as error:
             wanted = f"batch {self.num_batches + 1} of {self.total_batches}"
             raise Exhausted(f"{wanted} cannot be filled: {error}") from error
-        self._buffer.append(self._prepare(sample, document, self.num_batches))
 
-    def _prepare(self, sample: Sample, document: Document, drawn_in: int) -> _Item:
-        """Patch a document, and cut it as often as it takes to fit into a row."""
-        laid_out = self.vocab.lay_out(document)
-        whole = len(laid_out.ids_T)
+    def _prepare(self, sample: Sample, document: Document, drawn_in: int) -> list[_Item]:
+        """Patch a document, in as many parts as it takes to fit into rows; none when it is of no use."""
         draw = int(fingerprint([self.seed, sample.number]), 16) / 16**12
         progress = min(1.0, drawn_in / self.total_batches)
-        limit = self.config.tokens_per_row
-        while True:
-            if len(laid_out.ids_T) > limit:
-                laid_out = _cut(laid_out, limit, self.vocab.eos)
-            opens_T, closes_T = self._patch(laid_out, draw, progress)
-            first_U = np.flatnonzero(opens_T)
-            if len(first_U) <= self.config.units_per_row:
-                break
-            limit = int(first_U[self.config.units_per_row - 1]) + 1  # the last unit of the row is the EOS
-        return _Item(
-            sample=sample,
-            drawn_in=drawn_in,
-            laid_out=laid_out,
-            labels_T=_labels(laid_out),
-            opens_T=opens_T,
-            closes_T=closes_T,
-            num_units=len(first_U),
-            num_cut=max(0, whole - len(laid_out.ids_T)),
+        parts = parts_of(
+            self.vocab.lay_out(document),
+            lambda laid_out: self._patch(laid_out, draw, progress),
+            self.vocab,
+            splits=all(segment.loss for segment in document.segments),
+            units_per_row=self.config.units_per_row,
+            tokens_per_row=self.config.tokens_per_row,
         )
+        return [_Item(sample=sample, drawn_in=drawn_in, part=part) for part in parts]
 
     def _patch(self, laid_out: LaidOut, draw: float, progress: float) -> tuple[np.ndarray, np.ndarray]:
         if self.patcher is None:
@@ -230,13 +247,13 @@ class PackedLoader:
         first, whole, units = 1, 0, 0
         while units < slots:
             if whole == len(self._buffer):
-                self._draw()
+                self._draw_or_end()
             units += self._buffer[whole].num_units
             whole += 1
             if units <= FIRST_SHARE * slots:
                 first = whole
-        while len(self._buffer) < whole + self.config.buffer and not self.mixture.is_exhausted:
-            self._draw()
+        while len(self._buffer) < whole + self.config.buffer and self._draw():
+            pass
         return first
 
     def _report_left(self, names: list[str]) -> None:
@@ -259,9 +276,9 @@ class PackedLoader:
         for r, row in enumerate(mine):
             end = sum(item.num_tokens for item in row)
             ids_BT[r, :end] = np.concatenate([item.laid_out.ids_T for item in row])
-            labels_BT[r, :end] = np.concatenate([item.labels_T for item in row])
-            opens_BT[r, :end] = np.concatenate([item.opens_T for item in row])
-            closes_BT[r, :end] = np.concatenate([item.closes_T for item in row])
+            labels_BT[r, :end] = np.concatenate([item.part.labels_T for item in row])
+            opens_BT[r, :end] = np.concatenate([item.part.opens_T for item in row])
+            closes_BT[r, :end] = np.concatenate([item.part.closes_T for item in row])
             doc_BT[r, :end] = np.repeat(np.arange(len(row)), [item.num_tokens for item in row])
             doc_BT[r, end:] = len(row)
             opens_BT[r, end : end + PADDING_UNITS] = True
@@ -290,7 +307,8 @@ class PackedLoader:
 
     def _meta(self, rows: list[list[_Item]], mine: list[list[_Item]], num_tokens: int) -> dict[str, Any]:
         items = [item for row in mine for item in row]
-        documents = Counter(item.sample.source for item in items)
+        first = [item for item in items if item.part.number == 0]
+        documents = Counter(item.sample.source for item in first)
         units_R = [sum(item.num_units for item in row) for row in rows]
         tokens_R = [sum(item.num_tokens for item in row) for row in rows]
         padding_units = [
@@ -300,11 +318,14 @@ class PackedLoader:
             "tokens": sum(item.num_tokens for item in items),
             "speech_tokens": sum(int(item.laid_out.is_speech_T.sum()) for item in items),
             "units": sum(item.num_units for item in items),
-            "speech_units": sum(int((item.opens_T & item.laid_out.is_speech_T).sum()) for item in items),
+            "speech_units": sum(int((item.part.opens_T & item.laid_out.is_speech_T).sum()) for item in items),
             "unit_slots": self.config.units_per_row * len(mine),
-            "targets": sum(int((item.labels_T != IGNORE).sum()) for item in items),
-            "cut_documents": sum(item.num_cut > 0 for item in items),
-            "cut_tokens": sum(item.num_cut for item in items),
+            "targets": sum(int((item.part.labels_T != IGNORE).sum()) for item in items),
+            "split_documents": sum(not item.part.is_last for item in first),
+            "parts": len(items) - len(first),
+            "cut_documents": sum(item.part.num_cut > 0 for item in items),
+            "cut_tokens": sum(item.part.num_cut for item in items),
+            "dropped_documents": sum(number % self.world_size == self.rank for number in self._dropped),
             "documents": dict(documents),
             "epochs": {name: documents[name] / len(source) for name, source in self.mixture.sources.items()},
             "document_ids": [[item.laid_out.id for item in row] for row in mine],
@@ -384,22 +405,3 @@ class _Rows:
         self.documents[r].remove(n)
         self._room_R2[r] += self._sizes_N2[n]
         self._free_N[n] = True
-
-
-def _labels(laid_out: LaidOut) -> np.ndarray:
-    """The next id where it is a target, else IGNORE; nothing follows the last token."""
-    labels_T = np.full(len(laid_out.ids_T), IGNORE, dtype=np.int64)
-    labels_T[:-1] = np.where(laid_out.loss_T[1:], laid_out.ids_T[1:], IGNORE)
-    return labels_T
-
-
-def _cut(laid_out: LaidOut, num_tokens: int, eos: int) -> LaidOut:
-    """The first `num_tokens` - 1 tokens and an EOS that is not a target: the document does not really end here."""
-    keep = num_tokens - 1
-    return replace(
-        laid_out,
-        ids_T=np.append(laid_out.ids_T[:keep], eos),
-        is_speech_T=np.append(laid_out.is_speech_T[:keep], False),
-        loss_T=np.append(laid_out.loss_T[:keep], False),
-        unit_end_T=None if laid_out.unit_end_T is None else np.append(laid_out.unit_end_T[:keep], np.uint8(0)),
-    )

@@ -18,6 +18,7 @@ import torch
 
 from speechquilt import audio
 from speechquilt.data.feed.duration_batches import bucket, epoch_rows
+from speechquilt.data.sources.faults import BrokenAudio
 from speechquilt.data.sources.speech_corpora import (
     INT16_SCALE,
     Entry,
@@ -27,12 +28,12 @@ from speechquilt.data.sources.speech_corpora import (
     at_16_khz,
     to_int16,
 )
+from speechquilt.data.sources.speech_rows import same_length
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.types import IGNORE, AudioBatch, Reject, Utterance
 
 MAX_S_PER_WORD = 5.0  # a transcript with fewer words than this is not of this recording
 MAX_BROKEN = 0.1  # share of the recordings that may turn out to be broken when they are decoded
-LONGER_S = 0.1  # by which a recording may be longer than its header or manifest says
 CHARACTERS_PER_WORD = 5  # in scripts without spaces
 SURVEYED_AT_ONCE = 4096  # entries
 AHEAD_PER_THREAD = 2  # batches that wait in memory, per thread
@@ -172,7 +173,7 @@ class UtteranceLoader:
                 try:
                     num_samples, ids_L = self._targets.check(found)
                 except ValueError as error:
-                    self._unusable.append(Reject(id=found.id, reason=str(error)))
+                    self._unusable.append(_reject(found.id, error))
                     continue
                 lengths.append(num_samples)
                 texts.append(ids_L)
@@ -230,21 +231,22 @@ class UtteranceLoader:
             return to_int16(samples_S)
         except (ValueError, OSError) as error:
             entry = self._mix.corpora[source].entry(index)
-            self._broken[row] = Reject(id=entry.id, reason=str(error))
+            self._broken[row] = _reject(entry.id, error)
         if len(self._broken) > MAX_BROKEN * len(self):
             raise ValueError(
                 f"{len(self._broken)} of {len(self)} recordings cannot be decoded, more than {MAX_BROKEN:.0%}: "
-                f"{self._broken[row].id}: {self._broken[row].reason}; mend the corpus or the path it is read from"
+                f"{self._broken[row].id}: {self._broken[row].detail}; mend the corpus or the path it is read from"
             )
         return None
 
     def _check_planned(self, row: int, num_samples: int) -> None:
-        """A batch holds as many recordings as fit by their planned lengths; a much longer one would burst it."""
-        planned = int(self._length_N[row])
-        if num_samples > planned + LONGER_S * audio.SAMPLE_RATE:
-            raise ValueError(
-                f"{num_samples / audio.SAMPLE_RATE:.1f} s long, but its header or manifest says "
-                f"{planned / audio.SAMPLE_RATE:.1f} s; mend the duration"
+        """A batch holds as many recordings as fit by their planned lengths; a much longer one would burst it, and a much shorter one is
+        not all of what its text says."""
+        planned_s, heard_s = int(self._length_N[row]) / audio.SAMPLE_RATE, num_samples / audio.SAMPLE_RATE
+        if not same_length(planned_s, heard_s):
+            raise BrokenAudio(
+                "not as long as its header or manifest says",
+                f"{heard_s:.1f} s long, but its header or manifest says {planned_s:.1f} s; mend the duration",
             )
 
     def _batch(self, rows: list[int], samples: list[np.ndarray], number: int) -> AudioBatch:
@@ -284,7 +286,7 @@ class _Targets:
     def check(self, entry: Entry | Reject) -> tuple[int, np.ndarray]:
         """Samples at 16 kHz and target ids. Raises ValueError saying why the entry cannot be trained on."""
         if isinstance(entry, Reject):
-            raise ValueError(entry.reason)
+            raise BrokenAudio(entry.reason, entry.detail)
         text = self.form(entry.text)
         ids = self.text_tokenizer.encode(text)
         num_samples = int(entry.duration_s * audio.SAMPLE_RATE + 0.5)  # as soxr rounds
@@ -301,6 +303,12 @@ class _Targets:
         if needed > -(-num_samples // self.token_samples):
             raise ValueError("too short for its text, fewer speech tokens than text ids")
         return num_samples, np.array(ids, dtype=np.int32)
+
+
+def _reject(id: str, error: Exception) -> Reject:
+    if isinstance(error, BrokenAudio):
+        return Reject(id=id, reason=error.reason, detail=error.detail or error.reason)
+    return Reject(id=id, reason=str(error), detail=str(error))
 
 
 def _as_mix(utterances: Iterable[Utterance] | SpeechCorpus | Mix) -> Mix:

@@ -10,9 +10,10 @@ read.
 """
 
 import functools
+import html
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 LANGUAGES = ("en", "zh", "ja")  # what wetext's grammars know
@@ -38,12 +39,87 @@ _ABBREVIATIONS = {
     "Corp.": "Corporation",
 }
 _ABBREVIATION = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})(?!\w)")
+# Left by programs: escapes of a terminal, entities of HTML, places where a line might be broken.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_SOFT_HYPHEN = "\u00ad"
+_CURRENCIES = {  # one and many of the whole, one and many of the hundredth
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "€": ("euro", "euros", "cent", "cents"),
+    "£": ("pound", "pounds", "penny", "pence"),
+    "¥": ("yen", "yen", "", ""),
+}
+_UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ("", "", *["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
+_THOUSANDS = ("", "thousand", "million", "billion", "trillion")
+# Amounts with thousands or hundredths, where wetext drops the "one" of a thousand and reads hundredths as a fraction.
+_MONEY = re.compile(
+    r"(?<![\w$€£¥])(?P<sign>[$€£¥])(?:(?P<long>\d{1,3}(?:,\d{3}){1,4})(?:\.(?P<a>\d\d))?|(?P<short>\d{1,15})\.(?P<b>\d\d))"
+    r"(?![\d%]|[.,]\d|\s?(?:hundred|thousand|million|billion|trillion|[kmb]n?\b)|-)",
+    re.IGNORECASE,
+)
+
+
+def _amount(match: re.Match[str]) -> str:
+    """Money in words: "one thousand two hundred thirty four dollars and fifty six cents"."""
+    one, many, hundredth, hundredths = _CURRENCIES[match["sign"]]
+    whole, part = int((match["long"] or match["short"]).replace(",", "")), int(match["a"] or match["b"] or 0)
+    if part and not hundredth:
+        return match[0]
+    spoken = [f"{_cardinal(whole)} {one if whole == 1 else many}"] if whole or not part else []
+    if part:
+        spoken.append(f"{_cardinal(part)} {hundredth if part == 1 else hundredths}")
+    return " and ".join(spoken)
+
+
+def _cardinal(number: int) -> str:
+    """A whole number below 10**15 in English words."""
+    words: list[str] = []
+    for power, group in enumerate(reversed(f"{number:,}".split(","))):
+        if int(group):
+            words = [*_below_thousand(int(group)), *([_THOUSANDS[power]] if power else []), *words]
+    return " ".join(words) or _UNITS[0]
+
+
+def _below_thousand(number: int) -> list[str]:
+    hundreds, rest = divmod(number, 100)
+    words = [_UNITS[hundreds], "hundred"] if hundreds else []
+    if rest >= len(_UNITS):
+        tens, rest = divmod(rest, 10)
+        words.append(_TENS[tens])
+    return [*words, _UNITS[rest]] if rest else words
+
+
 # What wetext misreads or has no way for, put so that it reads it: (pattern, replacement), in order.
-_REWRITES: list[tuple[re.Pattern[str], str]] = [
+_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\b(1\d|20)([1-9]0)['’]?s\b"), r"\1 \2s"),  # 1990s: a number of seconds otherwise
     (re.compile(r"\b(1\d)00['’]?s\b"), r"\1 hundreds"),
     (re.compile(r"\b(1\d{3}|20\d\d)[-–](1\d{3}|20\d\d)\b"), r"\1 to \2"),
     (re.compile(r"(?<=[$€£¥])\s+(?=\d)"), ""),
+    (_MONEY, _amount),
+    (re.compile(r"\b[Nn]o\.\s?(?=\d)|№\s?(?=\d)"), "number "),
+    (re.compile(r"\b[Nn]os\.\s?(?=\d)"), "numbers "),
     (re.compile(r"(?<![\d.])(\d+)\.(\d+)\.(\d{1,3})(?!\.?\d)"), r"\1 point \2 point \3"),  # versions, unlike 29.06.2007
     (re.compile(r"#\s?(?=\d)"), "number "),
     (re.compile(r"~\s?(?=\d)"), "about "),
@@ -52,7 +128,9 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"³"), " cubed"),
     (re.compile(r"(?<=\d)(st|nd|rd|th)-(?=[a-z])"), r"\1 "),  # 21st-century
 ]
-_SILENT = re.compile(r"[\"\[\]{}<>*_|\\^`•·¶\u200b-\u200f\u2060\ufeff\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+")
+_SILENT = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\"\[\]{}<>*_|\\^`•·¶\u200b-\u200f\u2060\ufeff\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]+"
+)
 _SPACED_POINT = re.compile(r"\s([.,;:!?)])(?!\w)")
 _GLUED = re.compile(r"(?<=\d)(?=[^\w\s.,:])|(?<=[^\w\s.,:])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
 
@@ -60,9 +138,11 @@ _GLUED = re.compile(r"(?<=\d)(?=[^\w\s.,:])|(?<=[^\w\s.,:])(?=\d)|(?<=\d)(?=[^\W
 def verbalise(text: str, language: str = "en") -> str:
     """`text` as it is spoken. Text that is written as it is spoken comes back unchanged, without the library.
 
-    A language without grammars comes back unchanged too. What the grammar cannot read stays as written, never dropped.
+    What programs put into texts for other programs (escapes of a terminal, HTML entities, soft hyphens) is taken out or read.
+    A language without grammars comes back unchanged otherwise. What the grammar cannot read stays as written, never dropped.
     Raises ImportError, naming the extra, when the library is needed and missing.
     """
+    text = _without_codes(text)
     if language not in LANGUAGES:
         return text
     if language == "en":
@@ -76,6 +156,14 @@ def verbalise(text: str, language: str = "en") -> str:
     words = text.split()
     spoken = [_read_window(part, language) if written else part for part, written in _windows(words)]
     return " ".join(spoken)
+
+
+def _without_codes(text: str) -> str:
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    return text.replace(_SOFT_HYPHEN, "")
 
 
 def needs_verbalising(text: str) -> bool:

@@ -150,10 +150,12 @@ class ItemWriter(Generic[Item]):
         if len(self._pending) == self.documents_per_shard:
             self._write_shard()
 
-    def reject(self, id: str, reason: str) -> None:
-        """Note an item that did not become a document; `reason` is a short class of fault, it is counted."""
+    def reject(self, id: str, reason: str, detail: str = "") -> None:
+        """Note an item that did not become a document; `reason` is a short class of fault, it is counted. `detail`: for people, what is
+        wrong where, and how to mend it."""
         self.rejects[reason] += 1
-        self._rejects_file.write(json.dumps({"id": id, "reason": reason}, ensure_ascii=False) + "\n")
+        row = {"id": id, "reason": reason, "detail": detail} if detail else {"id": id, "reason": reason}
+        self._rejects_file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _write_shard(self) -> None:
         name = f"shard-{len(self._shards):05d}.parquet"

@@ -23,13 +23,16 @@ _DIGITS = 4  # a tenth of a millisecond
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedRecording:
-    """What became of one recording; `words` in its text's own spelling."""
+    """What became of one recording; `words` in its text's own spelling, in seconds from its start. `start_s`, `end_s`: the part of the
+    file that it is, None for all of it."""
 
     id: str
     path: str
     text: str
     duration_s: float
     words: tuple[AlignedWord, ...]
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 class _Recordings:
@@ -39,7 +42,7 @@ class _Recordings:
         self._column = column
 
     def __call__(self, row: int) -> AlignedRecording:
-        values = {name: self._column[name][row].as_py() for name in ("id", "path", "text", "duration_s", "words")}
+        values = {name: self._column[name][row].as_py() for name in ALIGNED.schema.names}
         return AlignedRecording(**values | {"words": tuple(AlignedWord(**word) for word in values["words"])})
 
 
@@ -49,6 +52,8 @@ def _columns(recordings: list[AlignedRecording]) -> dict[str, list[Any]]:
         "path": [r.path for r in recordings],
         "duration_s": [r.duration_s for r in recordings],
         "words": [[_rounded(word) for word in r.words] for r in recordings],
+        "start_s": [r.start_s for r in recordings],
+        "end_s": [r.end_s for r in recordings],
     }
 
 
@@ -66,6 +71,8 @@ ALIGNED = ShardKind[AlignedRecording](
             pa.field("path", pa.string(), nullable=False),
             pa.field("duration_s", pa.float64(), nullable=False),
             pa.field("words", pa.list_(_WORD), nullable=False),
+            pa.field("start_s", pa.float64()),
+            pa.field("end_s", pa.float64()),
             pa.field("text", pa.string(), nullable=False),
         ]
     ),
@@ -100,10 +107,18 @@ def write_metadata(folder: Path, root: Path, recordings: Iterable[AlignedRecordi
 
 
 def _row(recording: AlignedRecording, root: str) -> dict[str, Any]:
+    """Word times of a part count from the start of its file, as its own times do."""
+    start_s = recording.start_s or 0.0
+    part = {} if recording.end_s is None else {"start": start_s, "end": recording.end_s}
     return {
         "file_name": os.path.normpath(os.path.join(root, recording.path)),
         "id": recording.id,
         "text": recording.text,
+        **part,
         "duration": round(recording.duration_s, _DIGITS),
-        "words": [[word.text, word.start_s, word.end_s] for word in recording.words],
+        "words": [[w.text, _from_file(w.start_s, start_s), _from_file(w.end_s, start_s)] for w in recording.words],
     }
+
+
+def _from_file(time_s: float, start_s: float) -> float:
+    return round(time_s + start_s, _DIGITS) if start_s else time_s

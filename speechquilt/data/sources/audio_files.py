@@ -1,17 +1,15 @@
-"""Audio files of any length and rate as a stream of pieces at the tokenizer's rate, read ahead of who needs them.
+"""Audio of any length and rate as a stream of pieces at the tokenizer's rate, read ahead of who needs them; or whole.
 
 For training sets that fit in memory, `speech_folder.read_utterances` reads the same folders whole.
 Trap: nothing in a header can be believed. Files are read block by block and checked as they come, so a file may turn
 out to be broken after some of its pieces were given out; its `End` says so, and its pieces are then to be forgotten.
 """
 
-import csv
-import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,13 +17,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from speechquilt import audio
-from speechquilt.types import AlignedWord, Row
+from speechquilt.data.sources.faults import BrokenAudio
+from speechquilt.data.sources.speech_rows import Sound
+from speechquilt.types import Waveform
 
-# Everything libsndfile knows by its content, but no headerless format.
-AUDIO_SUFFIXES = frozenset((
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".nist",
-    ".sph", ".voc", ".avr", ".svx", ".htk", ".paf",
-))  # fmt: skip
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz; outside lies no recording of speech but a broken header
 LOUDEST = 64.0  # times full scale; beyond lies no sound but numbers of another meaning
 BLOCK_SAMPLES = 1 << 17  # decoded at once, over all channels
@@ -36,8 +31,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive samples of file number `file` at the tokenizer's rate; all but a file's last have the full length. The first
-    `num_repeated` are the last of the piece before."""
+    """Consecutive samples of file number `file` at the tokenizer's rate; all but a file's last have the full length.
+    The first `num_repeated` are the last of the piece before.
+    """
 
     file: int
     samples_S: np.ndarray
@@ -46,72 +42,65 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """No more pieces of this file. `reject`: why it cannot be used, "" when it can; `duration_s`: of what was heard."""
+    """No more pieces of this file. `reject`, `detail`: why it cannot be used, "" when it can; `duration_s`: of what was
+    heard, in `channel`; `is_silent`: all of it is zero.
+    """
 
     file: int
     reject: str = ""
+    detail: str = ""
     duration_s: float = 0.0
-
-
-class BrokenAudio(ValueError):
-    """A file that cannot be used; the message is a short class of fault, without names, so that rejects can be counted."""
-
-
-def list_audio(path: Path) -> Iterator[Row]:
-    """The files of a corpus in a fixed order: {"id", "path", "text", "words"}, or {"id", "reject"} for a broken row.
-
-    A folder with `metadata.jsonl` or `metadata.csv` (`file_name`, `text`, `words`: [[word, start_s, end_s], ...]); any other
-    folder, searched for audio (transcripts beside it are looked for by `transcript_of`); or a .jsonl or .parquet table with
-    a column `path` and, when they are known, `id`, `text`, `words`. Paths are relative to the folder, or to the table's.
-    Raises FileNotFoundError when there is no such folder or table, ValueError when it has no audio.
-    """
-    path = Path(path)
-    if path.is_dir():
-        table = next((path / n for n in ("metadata.jsonl", "metadata.csv") if (path / n).is_file()), None)
-        return _not_empty(_walk(path) if table is None else _table(table), path)
-    if path.is_file() and path.suffix in (".jsonl", ".parquet"):
-        return _not_empty(_table(path), path)
-    raise FileNotFoundError(f"{path} is not a folder of audio and not a .jsonl or .parquet table with a column `path`")
-
-
-def transcript_of(path: Path) -> str:
-    """The text in `x.txt` beside `x.wav`, "" without one."""
-    transcript = path.with_suffix(".txt")
-    return transcript.read_text(encoding="utf-8", errors="replace").strip() if transcript.is_file() else ""
-
-
-def words_of(item: Row) -> tuple[AlignedWord, ...]:
-    """The word times of a row: [word, start_s, end_s] or, as in Parquet, {text, start_s, end_s} each. Raises BrokenAudio."""
-    try:
-        rows = [
-            (w["text"], w["start_s"], w["end_s"]) if isinstance(w, dict) else tuple(w) for w in item.get("words") or ()
-        ]
-        return tuple(AlignedWord(text=str(w), start_s=float(a), end_s=float(b)) for w, a, b in rows)
-    except (TypeError, ValueError, KeyError) as error:
-        raise BrokenAudio("words are not [[word, start_s, end_s], ...]") from error
+    channel: int = 0
+    is_silent: bool = False
 
 
 def read_pieces(
-    path: Path, file: int, *, rate: int, piece_samples: int, max_seconds: float, repeated_samples: int = 0
+    source: Path | Sound, file: int, *, rate: int, piece_samples: int, max_seconds: float, repeated_samples: int = 0
 ) -> Iterator[Piece | End]:
-    """First channel of a file, resampled to `rate` as a stream, in pieces of `piece_samples`; the last item is an `End`.
+    """First channel of a file, resampled to `rate` as a stream, in pieces of `piece_samples`; the last item is an
+    `End`. When all of the first channel is zero and another is not, it is that other one.
 
-    The samples are those of `audio.resample(audio.load(path))`; a piece begins with the last `repeated_samples` of the one
-    before. Memory is bounded by a block and a piece.
+    The samples are those of `audio.resample(audio.load(path))`; a piece begins with the last `repeated_samples` of the
+    one before. Memory is bounded by a block and a piece.
     """
-    heard = 0
+    sound = Sound(str(source)) if isinstance(source, Path) else source
+    level = _Level()
+    num_heard = 0
+
+    def end(reject: str = "", detail: str = "") -> End:
+        silent = level.peak == 0.0
+        return End(
+            file=file,
+            reject=reject,
+            detail=detail,
+            duration_s=num_heard / rate,
+            channel=level.channel,
+            is_silent=silent,
+        )
+
     try:
-        for piece in cut(_resampled(path, rate), file, piece_samples, repeated_samples):
-            heard += len(piece.samples_S) - piece.num_repeated
-            if heard > max_seconds * rate:
-                raise BrokenAudio(f"longer than {max_seconds:g} s")
+        for piece in cut(_resampled(sound, rate, level), file, piece_samples, repeated_samples):
+            num_heard += len(piece.samples_S) - piece.num_repeated
+            if num_heard > max_seconds * rate:
+                raise BrokenAudio(f"longer than {max_seconds:g} s", "raise the limit, or cut the recording")
             yield piece
-        if not heard:
-            raise BrokenAudio("empty audio")
+        if not num_heard:
+            raise BrokenAudio("empty audio", "it has no samples; leave it out")
     except BrokenAudio as error:
-        yield End(file=file, reject=str(error), duration_s=heard / rate)
+        yield end(error.reason, error.detail)
     else:
-        yield End(file=file, duration_s=heard / rate)
+        yield end()
+
+
+def read_whole(sound: Sound) -> Waveform:
+    """The same sound at its own rate, in memory. Raises BrokenAudio."""
+    if isinstance(sound.source, Waveform):
+        return sound.source
+    with _opened(sound) as (file, rate):
+        blocks = list(_first_channel(file, sound, _Level()))
+    if not blocks:
+        raise BrokenAudio("empty audio", "it has no samples; leave it out")
+    return Waveform(samples_S=np.concatenate(blocks), sample_rate=rate)
 
 
 def cut(blocks: Iterable[np.ndarray], file: int, piece_samples: int, repeated_samples: int = 0) -> Iterator[Piece]:
@@ -204,83 +193,97 @@ class _Channel(Generic[T]):
         return False
 
 
-def _not_empty(items: Iterator[Row], path: Path) -> Iterator[Row]:
-    first = next(items, None)
-    if first is None:
-        raise ValueError(f"{path} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no rows of metadata")
-    yield first
-    yield from items
+@dataclass
+class _Level:
+    """What was found out about a recording on the way: the loudest sample, and the channel that it was taken from."""
+
+    peak: float = 0.0
+    channel: int = 0
 
 
-def _walk(folder: Path) -> Iterator[Row]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES:
-                path = os.path.relpath(os.path.join(parent, name), folder)
-                yield {"id": path, "path": path, "text": None, "words": None}
-
-
-def _table(path: Path) -> Iterator[Row]:
-    rows = {".jsonl": jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
-    for number, row in enumerate(rows(path)):
-        name = row.get("path") or row.get("file_name") if isinstance(row, dict) else None
-        if not (isinstance(name, str) and name):
-            yield {"id": f"{path.name}:{number}", "reject": "row without a path"}
-            continue
-        text = row.get("text") or row.get("transcription") or ""
-        yield {"id": str(row.get("id") or name), "path": name, "text": str(text).strip(), "words": row.get("words")}
-
-
-def jsonl_rows(path: Path) -> Iterator[Any]:
-    """What each line holds, None where that is no JSON; empty lines aside. (`str.splitlines` would cut inside texts.)"""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    yield None
-
-
-def _csv_rows(path: Path) -> Iterator[Any]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        yield from csv.DictReader(file)
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    import pyarrow.parquet as parquet  # only Parquet tables pay for it
-
-    known = {"path", "file_name", "id", "text", "transcription", "words"}
-    file = parquet.ParquetFile(path)
-    for batch in file.iter_batches(columns=[n for n in file.schema_arrow.names if n in known]):
-        yield from batch.to_pylist()
-
-
-def _resampled(path: Path, rate: int) -> Iterator[np.ndarray]:
+def _resampled(sound: Sound, rate: int, level: _Level) -> Iterator[np.ndarray]:
     """First channel at `rate`, block by block."""
+    if isinstance(sound.source, Waveform):
+        blocks: Iterator[np.ndarray] = iter([_checked(sound.source.samples_S, level)])
+        rate_in = sound.source.sample_rate
+        yield from blocks if rate_in == rate else _resample(blocks, rate_in, rate)
+        return
+    with _opened(sound) as (file, rate_in):
+        blocks = _first_channel(file, sound, level)
+        yield from blocks if rate_in == rate else _resample(blocks, rate_in, rate)
+
+
+@contextmanager
+def _opened(sound: Sound) -> Iterator[tuple[Any, int]]:
+    """The open file and its sample rate. Raises BrokenAudio, also for what fails inside the block."""
     soundfile = audio.package("soundfile")
+    if isinstance(sound.source, str) and not Path(sound.source).is_file():
+        raise BrokenAudio("missing file", f"{sound.source} is missing")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(sound.source) as file:
             if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-                raise BrokenAudio(f"its sample rate is outside {LOWEST_RATE}..{HIGHEST_RATE} Hz")
-            blocks = _blocks(file)
-            yield from blocks if file.samplerate == rate else _resample(blocks, file.samplerate, rate)
+                raise BrokenAudio(
+                    f"its sample rate is outside {LOWEST_RATE}..{HIGHEST_RATE} Hz", f"it is {file.samplerate} Hz"
+                )
+            yield file, file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BrokenAudio(f"cannot be read as audio: {error.error_string}") from error
+        raise BrokenAudio(
+            f"cannot be read as audio: {error.error_string}", "convert it to WAV, FLAC, OGG or MP3, or leave it out"
+        ) from error
     except OSError as error:
-        raise BrokenAudio(f"cannot be read: {error.strerror}") from error
+        raise BrokenAudio(f"cannot be read: {error.strerror}", "look at its permissions and at the disk") from error
 
 
-def _blocks(file: Any) -> Iterator[np.ndarray]:
-    num_frames = max(1, BLOCK_SAMPLES // file.channels)
-    while len(block_SC := file.read(num_frames, dtype="float32", always_2d=True)):
-        samples_S = np.ascontiguousarray(block_SC[:, 0])
-        if not np.isfinite(samples_S).all():
-            raise BrokenAudio("audio holds samples that are NaN or infinite")
-        if np.abs(samples_S).max() > LOUDEST:
-            raise BrokenAudio(f"audio holds samples beyond {LOUDEST:g} times full scale")
-        yield samples_S
+def _first_channel(file: Any, sound: Sound, level: _Level) -> Iterator[np.ndarray]:
+    """The part's samples of the first channel; of the first that is not silent, when that one is silent throughout."""
+    silent: list[int] = []  # lengths of blocks that wait until it is known whether the first channel ever sounds
+    sounding_C = np.zeros(file.channels, dtype=bool)
+    for block_SC in _blocks(file, sound):
+        first_S = _checked(block_SC[:, 0], level)
+        if file.channels > 1 and level.peak == 0.0:
+            silent.append(len(first_S))
+            sounding_C |= block_SC.any(0)
+            continue
+        yield from (np.zeros(n, dtype=np.float32) for n in silent)
+        silent.clear()
+        yield first_S
+    if sounding_C.any() and silent:
+        level.channel = int(np.argmax(sounding_C))
+        for block_SC in _blocks(file, sound):
+            yield _checked(block_SC[:, level.channel], level)
+    else:
+        yield from (np.zeros(n, dtype=np.float32) for n in silent)
+
+
+def _blocks(file: Any, sound: Sound) -> Iterator[np.ndarray]:
+    """All channels of the part, block by block."""
+    most = max(1, BLOCK_SAMPLES // file.channels)
+    left = None
+    if sound.end_s is not None or sound.start_s:
+        start = round(sound.start_s * file.samplerate)
+        if start >= file.frames:
+            raise BrokenAudio(
+                "a segment behind the end of its file", f"it starts at {sound.start_s:g} s; mend its times"
+            )
+        file.seek(start)
+        left = None if sound.end_s is None else round(sound.end_s * file.samplerate) - start
+    elif file.tell():
+        file.seek(0)
+    while len(block_SC := file.read(most if left is None else min(most, left), dtype="float32", always_2d=True)):
+        yield block_SC
+        if left is not None:
+            left -= len(block_SC)
+
+
+def _checked(samples_S: np.ndarray, level: _Level) -> np.ndarray:
+    samples_S = np.ascontiguousarray(samples_S, dtype=np.float32)
+    if not np.isfinite(samples_S).all():
+        raise BrokenAudio("audio holds samples that are NaN or infinite", "decode or record it again")
+    peak = float(np.abs(samples_S).max(initial=0.0))
+    if peak > LOUDEST:
+        raise BrokenAudio(f"audio holds samples beyond {LOUDEST:g} times full scale", "decode or record it again")
+    level.peak = max(level.peak, peak)
+    return samples_S
 
 
 def _resample(blocks: Iterable[np.ndarray], rate_in: int, rate: int) -> Iterator[np.ndarray]:

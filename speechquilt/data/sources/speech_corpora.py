@@ -5,7 +5,6 @@ Trap: an entry's duration is what a header or a manifest promises. It is good en
 may be broken or of another length, and only then is it known.
 """
 
-import importlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from speechquilt import audio
-from speechquilt.data.sources.speech_folder import metadata_rows, read_row
-from speechquilt.types import AlignedWord, Reject, Utterance, Waveform
+from speechquilt.data.sources import cuts
+from speechquilt.data.sources.faults import BrokenAudio, BrokenText
+from speechquilt.data.sources.folders import walk
+from speechquilt.data.sources.speech_folder import folder_rows, read_row
+from speechquilt.data.sources.speech_rows import detail_of, is_silent, root_of, sound_of, text_of
+from speechquilt.data.sources.tables import AUDIO_SUFFIXES
+from speechquilt.types import Reject, Row, Utterance, Waveform
 
 INT16_SCALE = 32767.0
-CUT_SLACK_S = 0.05  # by which a supervision may reach out of its cut: times are rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,40 +87,52 @@ class UtteranceList:
 
 
 class FolderCorpus:
-    """The folders of `corpus.read_utterances`, decoded one at a time. A `duration` in the metadata (seconds) spares the look
-    into the file's header.
+    """The folders and tables of `speech_folder.read_utterances`, decoded one at a time. A `duration` in the table (seconds) spares the look into
+    the file's header.
 
     Raises FileNotFoundError when the folder is missing, ValueError when it lists nothing.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; give a folder of audio files with transcripts")
-        self._rows = list(metadata_rows(self.folder))
-        if not self._rows:
-            raise ValueError(f"{folder} holds no audio and no metadata.jsonl or metadata.csv")
+        self.folder = root_of(Path(folder))
+        self._rows = [_with_text(self.folder, row) for row in folder_rows(Path(folder))]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def entry(self, index: int) -> Entry | Reject:
         row = self._rows[index]
-        name = row.get("file_name") or ""
-        return _entry(name or "?", row.get("text") or row.get("transcription"), lambda: self._duration_s(row))
+        if isinstance(row, Reject):
+            return row
+        return _entry(row["id"], row["text"], lambda: self._duration_s(row))
 
     def __getitem__(self, index: int, /) -> Utterance:
-        read = read_row(self.folder, self._rows[index], need_text=True)
+        row = self._rows[index]
+        read = row if isinstance(row, Reject) else read_row(self.folder, row, need_text=True)
         if isinstance(read, Reject):
-            raise ValueError(read.reason)
+            raise BrokenAudio(read.reason, read.detail)
         return read
 
-    def _duration_s(self, row: dict[str, Any]) -> float:
-        if row.get("duration"):
-            return float(row["duration"])
-        if not row.get("file_name"):
-            raise ValueError(f"metadata row without file_name: {row}")
-        return _header_duration_s(str(self.folder / row["file_name"]))
+    def _duration_s(self, row: Row) -> float:
+        if "end" in row:
+            return row["end"] - row["start"]
+        if "duration" in row:
+            return row["duration"]
+        try:
+            sound = sound_of(self.folder, row)
+        except BrokenAudio as error:
+            raise BrokenAudio(error.reason, detail_of(row, error)) from error
+        return _header_duration_s(sound.source)
+
+
+def _with_text(folder: Path, row: Row) -> Row | Reject:
+    """The row with its transcript, which may lie in a file of its own."""
+    if "reject" in row:
+        return Reject(id=row["id"], reason=row["reject"], detail=row["detail"])
+    try:
+        return {**row, "text": text_of(folder, row)}
+    except BrokenText as error:
+        return Reject(id=row["id"], reason=error.reason, detail=detail_of(row, error))
 
 
 class DatasetCorpus:
@@ -135,7 +150,7 @@ class DatasetCorpus:
         audio_column: str = "audio",
         duration_column: str | None = None,
     ) -> None:
-        datasets = _need("datasets")
+        datasets = cuts.need("datasets")
         if not isinstance(dataset, datasets.Dataset):
             raise ValueError(
                 f"a datasets.Dataset is needed, not {type(dataset).__name__}: choose a split, without streaming=True"
@@ -155,11 +170,15 @@ class DatasetCorpus:
     @classmethod
     def load(cls, name: str, *, split: str = "train", **columns: Any) -> "DatasetCorpus":
         """A folder of `Dataset.save_to_disk`, or whatever `datasets.load_dataset` knows by this name or path."""
-        datasets = _need("datasets")
+        datasets = cuts.need("datasets")
         if (Path(name) / "state.json").is_file():
             return cls(datasets.load_from_disk(name), **columns)
         if (Path(name) / "dataset_dict.json").is_file():
             return cls(datasets.load_from_disk(str(Path(name) / split)), **columns)
+        if _is_audio_folder(Path(name)):
+            raise ValueError(
+                f'{name} is a folder of audio files, not a data set; give it as {{"kind": "folder", "path": "{name}"}}'
+            )
         return cls(datasets.load_dataset(name, split=split), **columns)
 
     def __len__(self) -> int:
@@ -188,6 +207,13 @@ class DatasetCorpus:
         raise ValueError("no audio in this row: neither bytes nor a path")
 
 
+def _is_audio_folder(path: Path) -> bool:
+    """`datasets` reads such folders too, but encodes all of their audio again, for which it needs torchcodec."""
+    if not path.is_dir():
+        return False
+    return any(Path(name).suffix.lower() in AUDIO_SUFFIXES for _, names in walk(path) for name in names)
+
+
 class CutCorpus:
     """lhotse cuts: the first channel of each, the texts of its supervisions in order of time, their word times when all of
     them are aligned (`alignment` names the kind). The manifest is held in memory.
@@ -196,95 +222,33 @@ class CutCorpus:
     by the loader. `CutSet.trim_to_supervisions` mends both.
     """
 
-    def __init__(self, cuts: Iterable[Any], *, alignment: str = "word") -> None:
-        self._lhotse = _need("lhotse")
+    def __init__(self, cut_set: Iterable[Any], *, alignment: str = "word") -> None:
+        cuts.need("lhotse")
         self._alignment = alignment
-        self._cuts = list(cuts)
+        self._cuts = list(cut_set)
 
     @classmethod
     def load(cls, path: Path | str, *, alignment: str = "word") -> "CutCorpus":
         """A manifest file (cuts.jsonl.gz and the like). Raises FileNotFoundError when it is missing."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing; give a manifest of cuts, for example cuts.jsonl.gz")
-        return cls(_need("lhotse").CutSet.from_file(path), alignment=alignment)
+        return cls(cuts.load_cuts(path), alignment=alignment)
 
     def __len__(self) -> int:
         return len(self._cuts)
 
     def entry(self, index: int) -> Entry | Reject:
         cut = self._cuts[index]
-        said = _said(cut)
-        if any(s.start_s < -CUT_SLACK_S or s.end_s > cut.duration + CUT_SLACK_S for s in said):
-            return Reject(id=cut.id, reason="a supervision reaches out of its cut; use CutSet.trim_to_supervisions")
-        return _entry(cut.id, _transcript(said), lambda: float(cut.duration))
+        said = cuts.said_in(cut)
+        if cuts.reaches_out(cut, said):
+            return Reject(id=cut.id, reason=cuts.OUT_OF_CUT)
+        return _entry(cut.id, cuts.transcript(said), lambda: float(cut.duration))
 
     def __getitem__(self, index: int, /) -> Utterance:
         cut = self._cuts[index]
-        try:
-            samples_CS = cut.load_audio()
-        except (self._lhotse.audio.AudioLoadingError, self._lhotse.audio.DurationMismatchError) as error:
-            raise ValueError(f"lhotse cannot read its audio: {error}") from error
-        if samples_CS is None:
-            raise ValueError("the cut has no recording; build cuts from recordings, not from features alone")
-        samples_S = np.ascontiguousarray(samples_CS[0], dtype=np.float32)
-        waveform = Waveform(samples_S=samples_S, sample_rate=int(cut.sampling_rate))
-        said = _said(cut)
-        return Utterance(id=cut.id, text=_transcript(said), audio=waveform, alignment=self._words(said))
-
-    def _words(self, said: Sequence["_Said"]) -> tuple[AlignedWord, ...]:
-        """Seconds from the start of the cut; nothing rather than a part of the words."""
-        words: list[AlignedWord] = []
-        for part in said:
-            aligned = part.alignment.get(self._alignment)
-            if not aligned:
-                return ()
-            for item in aligned:
-                start_s = float(item.start) + part.shift_s
-                score = 1.0 if item.score is None else float(item.score)
-                if item.symbol.strip():
-                    words.append(
-                        AlignedWord(
-                            text=item.symbol, start_s=start_s, end_s=start_s + float(item.duration), score=score
-                        )
-                    )
-        return tuple(words)
-
-
-@dataclass(frozen=True)
-class _Said:
-    """One supervision with a text, in seconds from the start of its cut; `shift_s` makes such seconds of word times, which
-    lhotse counts from the start of the recording even when the cut begins later."""
-
-    text: str
-    start_s: float
-    end_s: float
-    shift_s: float
-    alignment: dict[str, Any]
-
-
-def _said(cut: Any) -> list[_Said]:
-    """In order of time. A mixed cut has its supervisions in its tracks, a padding track has none."""
-    if hasattr(cut, "tracks"):
-        tracks = [(track.cut, float(track.offset)) for track in cut.tracks]
-    else:
-        tracks = [(cut, 0.0)]
-    found = [
-        _Said(
-            text=supervision.text.strip(),
-            start_s=supervision.start + offset_s,
-            end_s=supervision.end + offset_s,
-            shift_s=offset_s - getattr(part, "start", 0.0),
-            alignment=supervision.alignment or {},
-        )
-        for part, offset_s in tracks
-        for supervision in part.supervisions
-        if supervision.text and supervision.text.strip()
-    ]
-    return sorted(found, key=lambda part: part.start_s)
-
-
-def _transcript(said: Sequence[_Said]) -> str:
-    return " ".join(part.text for part in said)
+        said = cuts.said_in(cut)
+        words = cuts.word_times(said, self._alignment)
+        return Utterance(id=cut.id, text=cuts.transcript(said), audio=cuts.heard(cut), alignment=words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,9 +288,13 @@ def from_int16(samples_S: np.ndarray) -> np.ndarray:
 def _entry(id: str, text: Any, duration_s: Any) -> Entry | Reject:
     """`duration_s()` is asked last, because a header may have to be read for it."""
     if not isinstance(text, str) or not text.strip():
-        return Reject(id=id, reason="no transcript")
+        return Reject(id=id, reason="no transcript", detail=f"{id}: a transcript is needed here")
+    if is_silent(text.strip()):
+        return Reject(id=id, reason="no words in the transcript", detail=f"{id}: it says {text.strip()[:60]!r}")
     try:
         return Entry(id=id, text=text.strip(), duration_s=duration_s())
+    except BrokenAudio as error:
+        return Reject(id=id, reason=error.reason, detail=error.detail)
     except (ValueError, OSError) as error:
         return Reject(id=id, reason=str(error))
 
@@ -349,12 +317,4 @@ def _decode(source: str | io.BytesIO) -> Waveform:
         samples_SC, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"cannot be read as audio ({error})") from error
-    return audio.check(Waveform(samples_S=np.ascontiguousarray(samples_SC[:, 0]), sample_rate=rate))
-
-
-def _need(name: str) -> Any:
-    """A package of the extra `corpora`, imported where it is used."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} is not installed; run `pip install speechquilt[corpora]`") from error
+    return audio.check(Waveform(samples_S=audio.first_channel(samples_SC), sample_rate=rate))

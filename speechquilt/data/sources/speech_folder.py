@@ -1,61 +1,65 @@
-"""Read what a user has: a folder of audio with transcripts. Texts: `text_files`.
+"""A folder of speech as utterances in memory, decoded one after the other.
 
 Trap: a broken item never stops a run. It is yielded as a `Reject` with its reason, and the caller counts it.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from speechquilt import audio
-from speechquilt.data.sources.audio_files import AUDIO_SUFFIXES, jsonl_rows, words_of
-from speechquilt.types import Reject, Utterance
+from speechquilt.data.sources.audio_files import read_whole
+from speechquilt.data.sources.faults import BrokenAudio, BrokenText
+from speechquilt.data.sources.speech_rows import check_length, detail_of, list_audio, root_of, sound_of, text_of
+from speechquilt.data.sources.word_times import words_of
+from speechquilt.types import Reject, Row, Utterance
 
 
 def read_utterances(folder: Path, *, need_text: bool = True) -> Iterator[Utterance | Reject]:
-    """Audio with transcripts, in name order.
+    """Audio with transcripts: what `speech_rows.list_audio` finds in a folder or a table; without a table in the order
+    of the names.
 
-    Two layouts: `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (the `audiofolder` layout of Hugging Face
-    datasets; JSONL rows may hold `words`: [[word, start_s, end_s], ...]), or every `x.wav` beside an `x.txt`.
-    Raises FileNotFoundError when the folder is missing and ValueError when it holds no audio at all.
+    Raises FileNotFoundError when the folder is missing and ValueError when it holds no audio at all, or a table that
+    cannot be read.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give a folder of audio files with transcripts")
-    rows = list(metadata_rows(folder))
-    if not rows:
-        raise ValueError(
-            f"{folder} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no metadata.jsonl or metadata.csv"
-        )
-    for row in rows:
-        yield read_row(folder, row, need_text)
+    for row in folder_rows(folder):
+        yield read_row(root_of(folder), row, need_text)
 
 
-def metadata_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """What a folder says of each recording before any is decoded: `file_name`, `text`, and whatever else its table has."""
-    if (folder / "metadata.jsonl").is_file():
-        yield from (row if isinstance(row, dict) else {} for row in jsonl_rows(folder / "metadata.jsonl"))
-    elif (folder / "metadata.csv").is_file():
-        with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-    else:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES):
-            transcript = path.with_suffix(".txt")
-            text = transcript.read_text(encoding="utf-8", errors="replace").strip() if transcript.is_file() else None
-            yield {"file_name": str(path.relative_to(folder)), "text": text}
+def folder_rows(folder: Path) -> list[Row]:
+    """What a folder says of each recording before any is decoded."""
+    rows = list(list_audio(folder))
+    if not any("where" in row for row in rows):
+        rows.sort(key=lambda row: Path(row.get("path") or row["id"]))
+    return rows
 
 
-def read_row(folder: Path, row: dict[str, Any], need_text: bool) -> Utterance | Reject:
-    """Decode one row of `metadata_rows`."""
-    name = row.get("file_name") or ""
-    text = str(row.get("text") or row.get("transcription") or "").strip()
-    if not name:
-        return Reject(id="?", reason=f"metadata row without file_name: {row}")
-    if need_text and not text:
-        return Reject(id=name, reason="no transcript: a .txt beside the audio, or `text` in the metadata, is needed")
+def read_row(folder: Path, row: Row, need_text: bool) -> Utterance | Reject:
+    """Decode one row of `folder_rows`."""
+    if "reject" in row:
+        return Reject(id=row["id"], reason=row["reject"], detail=row["detail"])
     try:
-        waveform = audio.check(audio.load(folder / name))
-        words = words_of(row)
-    except (ValueError, OSError) as error:
-        return Reject(id=name, reason=str(error))
-    return Utterance(id=name, text=text, audio=waveform, alignment=words)
+        text = _text(folder, row, need_text)
+        waveform = read_whole(sound_of(folder, row))
+        check_length(row, waveform.duration_s)
+        words = words_of(row, text, waveform.duration_s)
+        if text and not waveform.samples_S.any():
+            raise silence()
+    except BrokenAudio as error:
+        return Reject(id=row["id"], reason=error.reason, detail=detail_of(row, error))
+    return Utterance(id=row["id"], text=text, audio=waveform, alignment=words)
+
+
+def silence() -> BrokenAudio:
+    """What is said about a recording of zeros that has a text."""
+    return BrokenAudio("silence with a transcript", "all samples are zero; record it again, or leave it out")
+
+
+def _text(folder: Path, row: Row, need_text: bool) -> str:
+    try:
+        text = text_of(folder, row)
+    except BrokenText:
+        if need_text:
+            raise
+        return ""
+    if need_text and not text:
+        raise BrokenText("no transcript", "a .txt beside the audio, or `text` in its table, is needed")
+    return text

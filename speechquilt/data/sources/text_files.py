@@ -24,18 +24,24 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechquilt.data.interleaving.synthetic import split_words
+from speechquilt.data.sources.folders import storable, walk
+from speechquilt.data.sources.tables import decoded
+from speechquilt.data.sources.text_parts import parts
 from speechquilt.types import Reject, TextDocument
 
 SLICE_BYTES = 4 * 2**20
 MAX_WORDS = 2000  # about 5,000 tokens once a third of them is speech: a part fits into the papers' 8,192
 HUB = "hub:"
-_TEXTS, _LINES, _PACKED_LINES = (".md", ".rst", ".txt"), (".jsonl",), (".jsonl.gz", ".jsonl.zst")
+_TEXTS, _LINES, _PACKED_LINES = (
+    (".md", ".rst", ".txt"),
+    (".jsonl",),
+    (".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"),
+)
 _SUFFIXES = (*_TEXTS, *_LINES, *_PACKED_LINES, ".parquet", ".arrow")
 _BARE = re.compile(r"[^.]+(?:-\d+(?:\.\d+)+)?")  # LICENSE, GPL-3, Apache-2.0: a version is no suffix
 _HEAD_BYTES = 2**16  # of a file without a suffix, by which it is judged to be text
+LONGEST_LINE = 2**28  # bytes of one line, which is held in memory a few times
 _ROWS = 256  # rows of a Parquet file in memory at once
-_PARAGRAPH, _LINE = re.compile(r"\s*\n[ \t\r]*\n"), re.compile(r"\s*\n")
 
 Slice = dict[str, Any]
 
@@ -72,11 +78,11 @@ class TextReader:
 
     def _texts(self, piece: Slice) -> Iterator[Read]:
         for number, name in enumerate(piece["paths"], 1):
-            data = self._path(name).read_bytes()
             try:
-                found = _document(name, None, data.decode("utf-8-sig"))
+                text = decoded(self._path(name).read_bytes())
+                found = _reject(name, "NUL characters in the text") if "\0" in text else _document(name, None, text)
             except UnicodeDecodeError:
-                found = Reject(id=name, reason="not UTF-8")
+                found = _reject(name, "not UTF-8")
             yield Read(found, number / len(piece["paths"]))
 
     def _lines(self, piece: Slice) -> Iterator[Read]:
@@ -85,10 +91,11 @@ class TextReader:
         with self._path(piece["path"]).open("rb") as file:
             file.seek(start)
             place = start
-            while place < stop and (line := file.readline()):
+            while place < stop and (line := file.readline(LONGEST_LINE)):
+                size = len(line) + _skipped(file, line)
                 if line.strip():
-                    yield Read(self._line(piece["path"], place, line), (place + len(line) - start) / (stop - start))
-                place += len(line)
+                    yield Read(self._line(piece["path"], place, line), (place + size - start) / (stop - start))
+                place += size
 
     def _packed_lines(self, piece: Slice) -> Iterator[Read]:
         """A whole compressed file; `place` counts the bytes of what was packed."""
@@ -98,7 +105,8 @@ class TextReader:
             lines = _unpacked(packed, path.suffix)
             while True:
                 try:
-                    line = lines.readline()
+                    line = lines.readline(LONGEST_LINE)
+                    size_of_line = len(line) + _skipped(lines, line)
                 except (OSError, EOFError, zlib.error) as error:
                     _raise_if_of_the_machine(error)
                     yield Read(_damaged(f"{piece['path']}@{place}"), 1.0)
@@ -107,18 +115,20 @@ class TextReader:
                     return
                 if line.strip():
                     yield Read(self._line(piece["path"], place, line), packed.tell() / size)
-                place += len(line)
+                place += size_of_line
 
     def _line(self, name: str, place: int, line: bytes) -> TextDocument | Reject:
         id = f"{name}@{place}"
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            return _reject(id, "line too long")
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            return Reject(id=id, reason="not UTF-8")
+            return _reject(id, "not UTF-8")
         except (ValueError, RecursionError):
-            return Reject(id=id, reason="not JSON")
+            return _reject(id, "not JSON")
         if not isinstance(row, dict) or self.text_column not in row:
-            return Reject(id=id, reason=f"no `{self.text_column}`")
+            return _reject(id, f"no `{self.text_column}`")
         return _document(id, row.get("id"), row[self.text_column])
 
     def _parquet(self, piece: Slice) -> Iterator[Read]:
@@ -160,7 +170,7 @@ class TextReader:
             id = rows.column("id")[k].as_py() if "id" in rows.schema.names else None
             text = rows.column(self.text_column)[k].as_py()
         except UnicodeDecodeError:
-            return Reject(id=name, reason="not UTF-8")
+            return _reject(name, "not UTF-8")
         return _document(name, id, text)
 
     def _columns(self, schema: pa.Schema) -> list[str]:
@@ -170,7 +180,7 @@ class TextReader:
         return Path(self.root) / name
 
     def _nothing(self, piece: Slice) -> Iterator[Read]:
-        yield Read(Reject(id=piece["path"], reason=piece["reject"]), 1.0)
+        yield Read(_reject(piece["path"], piece["reject"]), 1.0)
 
 
 _READERS = {
@@ -201,8 +211,8 @@ class TextCorpus:
         for path in self.files:
             name = str(path.relative_to(self.root))
             kind = _kind(path)
-            if _storable(name) != name:
-                yield {"kind": "reject", "path": _storable(name), "reject": "the file name is not UTF-8"}
+            if storable(name) != name:
+                yield {"kind": "reject", "path": storable(name), "reject": "the file name is not UTF-8"}
             elif kind == "texts":
                 yield from small.add(name, path.stat().st_size)
             else:
@@ -225,7 +235,8 @@ def open_corpus(source: str) -> TextCorpus:
         return TextCorpus(root=path.parent, files=(path,))
     if not path.is_dir():
         raise FileNotFoundError(f"{source} does not exist; give a text file, a folder of them or {HUB}NAME")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _is_read(p, path))
+    found = (parent / name for parent, names in walk(path) for name in names)
+    files = sorted(p for p in found if p.is_file() and _is_read(p, path))
     if not files:
         raise ValueError(
             f"{source} holds no text; files that end in {', '.join(_SUFFIXES)} are read, and text without a suffix"
@@ -238,34 +249,6 @@ def read_texts(source: str) -> Iterator[TextDocument | Reject]:
     corpus = open_corpus(source)
     reader = TextReader(root=str(corpus.root), max_words=sys.maxsize)
     return (read.found for piece in corpus.slices() for read in reader.read(piece))
-
-
-def parts(document: TextDocument, max_words: int) -> Iterator[TextDocument]:
-    """The document, or when it has more than `max_words` words (of `split_words`) its parts `ID/part0` ...
-
-    Joined, the parts are the document. A part ends where a paragraph ends in the second half of what it may hold, else
-    where a line does, else after `max_words` words.
-    """
-    words = split_words(document.text) if len(document.text) > max_words else []  # a word has a character at least
-    if len(words) <= max_words:
-        yield document
-        return
-    start = number = 0
-    while start < len(words):
-        stop = _part_end(words, start, max_words)
-        yield TextDocument(id=f"{document.id}/part{number}", text="".join(words[start:stop]))
-        start, number = stop, number + 1
-
-
-def _part_end(words: list[str], start: int, max_words: int) -> int:
-    last = start + max_words
-    if last >= len(words):
-        return len(words)
-    for ends in (_PARAGRAPH, _LINE):
-        for stop in range(last, start + max_words // 2, -1):
-            if ends.match(words[stop]):  # the white space before a word is its own
-                return stop
-    return last
 
 
 class _SmallFiles:
@@ -286,6 +269,14 @@ class _SmallFiles:
         if self.paths:
             yield {"kind": "texts", "paths": self.paths}
         self.paths, self.size = [], 0
+
+
+def _skipped(file: Any, line: bytes) -> int:
+    """Bytes of the rest of a line that is too long, which is read over."""
+    skipped = 0
+    while len(line) >= 2**20 and not line.endswith(b"\n") and (line := file.readline(2**20)):
+        skipped += len(line)
+    return skipped
 
 
 def _is_read(path: Path, root: Path) -> bool:
@@ -434,23 +425,34 @@ def _raise_if_of_the_machine(error: Exception) -> None:
 
 
 def _damaged(id: str) -> Reject:
-    return Reject(id=id, reason="damaged file")
+    return _reject(id, "damaged file")
+
+
+_REMEDIES = {
+    "not UTF-8": "save it as UTF-8",
+    "NUL characters in the text": "UTF-16 without its mark? save it as UTF-8",
+    "not JSON": 'each line is a JSON object, {"text": "..."}',
+    "line too long": f"a line may have {LONGEST_LINE >> 20} MiB; put fewer texts into one",
+    "empty text": "leave it out",
+    "the text is not a string": "a string is expected there",
+    "damaged file": "what stands before is used; get the file again",
+    "the file name is not UTF-8": "give it a name in UTF-8 (convmv does so)",
+}
+
+
+def _reject(id: str, reason: str) -> Reject:
+    return Reject(id=id, reason=reason, detail=f"{id}: {_REMEDIES.get(reason, 'name the column with the text')}")
 
 
 def _document(place: str, id: Any, text: Any) -> TextDocument | Reject:
     """`id`: the document's own name; when it has none (None or "") it is named by its `place`."""
     id = place if id in (None, "") else str(id)
     if text is None:
-        return Reject(id=_storable(id), reason="empty text")
+        return _reject(storable(id), "empty text")
     if not isinstance(text, str):
-        return Reject(id=_storable(id), reason="the text is not a string")
+        return _reject(storable(id), "the text is not a string")
     if not text.strip():
-        return Reject(id=_storable(id), reason="empty text")
-    if _storable(text) != text or _storable(id) != id:
-        return Reject(id=_storable(id), reason="not UTF-8")
+        return _reject(storable(id), "empty text")
+    if storable(text) != text or storable(id) != id:
+        return _reject(storable(id), "not UTF-8")
     return TextDocument(id=id, text=text)
-
-
-def _storable(text: str) -> str:
-    """JSON can spell halves of characters ("\\ud800") that no file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -12,6 +12,7 @@ from torch.nn import functional
 from speechquilt.types import IGNORE, Batch
 from speechquilt.vocab import Vocab
 
+LOSSES = ("split_documents", "cut_documents", "cut_tokens", "dropped_documents")  # what was longer than a row
 COUNTS = ("tokens", "speech_tokens", "units", "speech_units")
 
 
@@ -22,7 +23,8 @@ class NextTokenObjective:
     (tokens per unit of speech, and of text and special tokens), `row_tokens` and `row_units` (means of the rows),
     `waste_tokens` (share of padding in the rows), each with its weight; `total_tokens`, `total_speech_tokens`,
     `total_units`, `total_speech_units`. The counts are those that the packer puts into `batch.meta` (padding not
-    counted). `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`. `waste_units`
+    counted). `total_split_documents`, `total_cut_documents`, `total_cut_tokens`, `total_dropped_documents` when the
+    meta has them. `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`. `waste_units`
     (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when `flops(batch)` is
     given, in FLOPs of one training step.
     """
@@ -54,6 +56,7 @@ class NextTokenObjective:
         totals = {f"total_{key}": float(batch.meta[key]) for key in COUNTS}
         if self.flops is not None:
             totals["total_flops"] = float(self.flops(batch))
+        totals |= {f"total_{key}": float(batch.meta[key]) for key in LOSSES if key in batch.meta}
         epochs = batch.meta.get("epochs", {})  # names every source in every batch: ranks must agree on names
         return totals | {f"total_epochs_{source}": float(share) for source, share in epochs.items()}
 
