@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -13,6 +14,7 @@ from speechquilt.data.feed.mixture import Mixture
 from speechquilt.data.feed.pack import PackConfig, PackedLoader
 from speechquilt.data.feed.parts import Part, parts_of
 from speechquilt.types import IGNORE, Document, LaidOut, Segment
+from speechquilt.vocab import Vocab
 from tests.unit.test_pack import VOCAB, Chunks, Drifting, same
 
 
@@ -26,16 +28,18 @@ def document(seed: int, segments: int = 3, high: int = 40, loss: bool = True, en
     return Document(id=f"d{seed}", source="a", segments=tuple(made))
 
 
-def split(laid_out: LaidOut, size: int, units: int, tokens: int, splits: bool = True) -> list[Part]:
+def split(
+    laid_out: LaidOut, size: int, units: int, tokens: int, splits: bool = True, vocab: Vocab = VOCAB
+) -> list[Part]:
     patch = Chunks(size)
     return list(
-        parts_of(laid_out, lambda x: patch(x, 0.0), VOCAB, splits=splits, units_per_row=units, tokens_per_row=tokens)
+        parts_of(laid_out, lambda x: patch(x, 0.0), vocab, splits=splits, units_per_row=units, tokens_per_row=tokens)
     )
 
 
-def content(ids_T: np.ndarray) -> list[tuple[str, int]]:
+def content(ids_T: np.ndarray, vocab: Vocab = VOCAB) -> list[tuple[str, int]]:
     """(modality, token) of everything but special tokens."""
-    return [(s.modality, i) for s in VOCAB.read_back(ids_T) for i in s.ids_T.tolist()]
+    return [(s.modality, i) for s in vocab.read_back(ids_T) for i in s.ids_T.tolist()]
 
 
 @settings(max_examples=200, deadline=None)
@@ -45,13 +49,15 @@ def content(ids_T: np.ndarray) -> list[tuple[str, int]]:
     size=st.integers(1, 6),
     units=st.integers(4, 60),
     tokens=st.integers(4, 90),
+    marker=st.booleans(),
 )
-def test_parts_are_the_whole_document_and_fit(seed, segments, size, units, tokens):
-    laid_out = VOCAB.lay_out(document(seed, segments))
-    parts = split(laid_out, size, units, tokens)
+def test_parts_are_the_whole_document_and_fit(seed, segments, size, units, tokens, marker):
+    vocab = replace(VOCAB, opening_marker=marker)
+    laid_out = vocab.lay_out(document(seed, segments))
+    parts = split(laid_out, size, units, tokens, vocab=vocab)
     assert [part.number for part in parts] == list(range(len(parts)))
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert [pair for part in parts for pair in content(part.laid_out.ids_T)] == content(laid_out.ids_T)
+    assert [pair for part in parts for pair in content(part.laid_out.ids_T, vocab)] == content(laid_out.ids_T, vocab)
     trained = [
         i for part in parts for i in part.labels_T.tolist() if VOCAB.is_speech(i) or (VOCAB.is_text(i) and i >= 0)
     ]
@@ -61,10 +67,12 @@ def test_parts_are_the_whole_document_and_fit(seed, segments, size, units, token
         assert len(ids_T) <= tokens
         assert part.num_units == part.opens_T.sum() <= units
         assert (ids_T[0], ids_T[-1]) == (VOCAB.bos, VOCAB.eos)
-        assert ids_T[1] in (VOCAB.marker("text"), VOCAB.marker("speech"), VOCAB.eos)
+        opened = ids_T[1] in (VOCAB.marker("text"), VOCAB.marker("speech"), VOCAB.eos)
+        assert opened == (marker or not VOCAB.is_text(ids_T[1]))  # without the setting, text opens with none
+        assert marker or ids_T[1] != VOCAB.marker("text") or not content(ids_T, vocab) or part.number == 0
         assert part.labels_T[-1] == IGNORE
         assert part.labels_T[-2] in ((VOCAB.eos, IGNORE) if part.is_last else (IGNORE,))
-        assert (part.labels_T[0] == IGNORE) or part.number == 0  # a span that goes on was not chosen here
+        assert part.labels_T[0] == IGNORE or part.number == 0 or not opened  # a span that goes on was not chosen here
         assert len(part.opens_T) == len(part.closes_T) == len(part.labels_T) == len(ids_T)
     ends = [e for part in parts for e in part.laid_out.unit_end_T.tolist()] if laid_out.unit_end_T is not None else []
     assert sum(ends) == (0 if laid_out.unit_end_T is None else laid_out.unit_end_T.sum())

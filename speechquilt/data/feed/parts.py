@@ -96,24 +96,22 @@ def _cut(laid_out: LaidOut, num_tokens: int, eos: int) -> LaidOut:
 
 
 def _behind(laid_out: LaidOut, start: int, vocab: Vocab) -> LaidOut | None:
-    """What stands from token `start` on, as a document that opens the span it begins in; None when that is no more than
-    markers.
-    """
+    """What stands from token `start` on, as a document that opens the span it begins in, as `Vocab.lay_out` would; None
+    when that is no more than markers."""
     markers = (vocab.marker("text"), vocab.marker("speech"))
-    ids_T = laid_out.ids_T[start:]
-    if np.isin(ids_T[:-1], markers).all():
+    if np.isin(laid_out.ids_T[start:-1], markers).all():
         return None
-    if ids_T[0] in markers:
-        opening, start = int(ids_T[0]), start + 1
-    else:
-        before_T = laid_out.ids_T[:start]
-        opening = int(before_T[np.flatnonzero(np.isin(before_T, markers))[-1]])
+    opening = vocab.marker("speech" if laid_out.is_speech_T[start] else "text")
+    if laid_out.ids_T[start] in markers:
+        opening, start = int(laid_out.ids_T[start]), start + 1
+    bare = opening == vocab.marker("text") and not vocab.opening_marker
+    head_T = np.array([vocab.bos] if bare else [vocab.bos, opening])
+    none_T = np.zeros(len(head_T), dtype=bool)
+    ends_T = laid_out.unit_end_T
     return replace(
         laid_out,
-        ids_T=np.concatenate([[vocab.bos, opening], laid_out.ids_T[start:]]),
-        is_speech_T=np.concatenate([[False, False], laid_out.is_speech_T[start:]]),
-        loss_T=np.concatenate([[False, False], laid_out.loss_T[start:]]),
-        unit_end_T=None
-        if laid_out.unit_end_T is None
-        else np.concatenate([np.zeros(2, np.uint8), laid_out.unit_end_T[start:]]),
+        ids_T=np.concatenate([head_T, laid_out.ids_T[start:]]),
+        is_speech_T=np.concatenate([none_T, laid_out.is_speech_T[start:]]),
+        loss_T=np.concatenate([none_T, laid_out.loss_T[start:]]),
+        unit_end_T=None if ends_T is None else np.concatenate([none_T.astype(np.uint8), ends_T[start:]]),
     )
