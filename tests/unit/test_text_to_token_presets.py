@@ -34,8 +34,9 @@ def test_the_command_trains_the_preset(monkeypatch, tmp_path):
     """`speechquilt train text_to_token --preset 1.5B` up to the training itself, which would take a cluster."""
     seen = []
     monkeypatch.setattr(command, "folder_corpus", lambda *_: type("Corpus", (), {"sentences": [], "held_out": []}))
-    monkeypatch.setattr(command.SupervisedTokenizer, "load", lambda _: None)
-    monkeypatch.setattr(command, "train_text_to_token", lambda recipe, *_: seen.append(recipe.llama) or {})
+    monkeypatch.setattr(command.loading, "load", lambda _: None)
+    monkeypatch.setattr(command, "text_tokenizer_of", lambda *_: None)
+    monkeypatch.setattr(command, "train_text_to_token", lambda recipe, *_, **__: seen.append(recipe.llama) or {})
     for flags in (["--preset", "1.5B"], ["--llama.num-layers", "3"]):
         parse(command.TrainTextToToken, [*flags, "--speech=x", f"--run-dir={tmp_path}/{len(seen)}"]).run()
     assert seen[0] == text_to_token_models.llama("1.5B")
