@@ -132,7 +132,7 @@ def _corpus(settings: OwnConfig, stages: Story) -> Corpus:
     """What the folders hold, with word times from an aligner of its own when that is asked for and any are missing."""
     corpus = folder_corpus(required("speech", settings.speech), Path(settings.text) if settings.text else None)
     for reject in corpus.rejects:
-        print(f"  left out {reject.id}: {reject.reason}")
+        print(f"  left out {reject.id}: {reject.detail or reject.reason}")
     if not settings.align or all(u.alignment for u in [*corpus.sentences, *corpus.held_out]):
         return corpus
     aligner_dir = stages.stage(

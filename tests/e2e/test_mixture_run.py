@@ -7,6 +7,7 @@ import pytest
 from speechquilt import cli
 from speechquilt.data.feed.mixture import Exhausted
 from speechquilt.stages.train_lm import train_lm
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import checkpoint
 from speechquilt.train.metrics import read_metrics
 from tests.contracts import tiny_tokenizer
@@ -42,8 +43,9 @@ def test_a_bound_on_nothing_is_refused():
         replace(RECIPE, max_epochs={"speach": 1.0})
 
 
-def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_path, capsys):  # noqa: F811
+def test_the_command_takes_a_preset_bounds_and_joined_recordings(shards, tmp_path, capsys, monkeypatch):  # noqa: F811
     replace(tiny_tokenizer.CONFIG, text_vocab_size=TOKENIZER.size).build(TOKENIZER).save(tmp_path / "tokenizer")
+    monkeypatch.setattr(SupervisedTokenizer, "fingerprint", "speech-a")  # that of the shards
     paths = [f"{name}={shards[name]}" for name in ("text", "parallel")]
     small = ["--pack.rows=2", "--train.steps=3", "--train.warmup-steps=1", "--train.log-every=1", "--train.device=cpu"]
     names = ["--data", *paths, f"--tokenizer={tmp_path / 'tokenizer'}", f"--run-dir={tmp_path / 'run'}"]
