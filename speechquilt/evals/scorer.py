@@ -147,26 +147,12 @@ class Scorer:
         return [float(x.double().sum()) for x in log_probs_N.cpu().split(list(counts))]
 
     def _batch(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> Batch:
-        """One document per row, padding as a second document; labels only on the continuation."""
-        shape = (len(laid_out), max(len(x.ids_T) for x in laid_out))
-        ids_BT = np.full(shape, self.vocab.pad, dtype=np.int64)
-        labels_BT = np.full(shape, IGNORE, dtype=np.int64)
-        doc_BT = np.ones(shape, dtype=np.int64)
-        opens_BT, closes_BT = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)
-        for b, (row, count) in enumerate(zip(laid_out, counts)):
+        """Labels only on the continuation."""
+        labels = [np.full(len(row.ids_T), IGNORE, dtype=np.int64) for row in laid_out]
+        for row, count, labels_T in zip(laid_out, counts, labels):
             n = len(row.ids_T)
-            ids_BT[b, :n], doc_BT[b, :n] = row.ids_T, 0
-            labels_BT[b, n - count - 2 : n - 2] = row.ids_T[n - count - 1 : n - 1]
-            if self.patcher is not None:
-                opens_BT[b, :n], closes_BT[b, :n] = self.patcher(row, DRAW)
-        patched = self.patcher is not None
-        return Batch(
-            ids_BT=torch.from_numpy(ids_BT),
-            labels_BT=torch.from_numpy(labels_BT),
-            doc_BT=torch.from_numpy(doc_BT),
-            opens_BT=torch.from_numpy(opens_BT) if patched else None,
-            closes_BT=torch.from_numpy(closes_BT) if patched else None,
-        ).validate()
+            labels_T[n - count - 2 : n - 2] = row.ids_T[n - count - 1 : n - 1]
+        return one_per_row(laid_out, labels, self.vocab.pad, self.patcher).validate()
 
     def _decode(
         self,
@@ -222,6 +208,36 @@ class Scorer:
         allowed_V = torch.as_tensor(allowed_V).clone()
         allowed_V[[self.vocab.marker("text"), self.vocab.marker("speech"), self.vocab.eos]] = True
         return allowed_V.to(self.device)
+
+
+def one_per_row(
+    items: Sequence[LaidOut],
+    labels: Sequence[np.ndarray],
+    pad: int,
+    patcher: Patcher | None,
+    max_tokens: int | None = None,
+) -> Batch:
+    """One document per row with its labels, cut at `max_tokens`, and padding as a second document."""
+    longest = max(len(item.ids_T) for item in items)
+    shape = (len(items), min(max_tokens or longest, longest))
+    ids_BT = np.full(shape, pad, dtype=np.int64)
+    labels_BT = np.full(shape, IGNORE, dtype=np.int64)
+    doc_BT = np.ones(shape, dtype=np.int64)
+    opens_BT, closes_BT = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)
+    for b, (item, labels_T) in enumerate(zip(items, labels)):
+        n = min(len(item.ids_T), shape[1])
+        ids_BT[b, :n], doc_BT[b, :n] = item.ids_T[:n], 0
+        labels_BT[b, : n - 1] = labels_T[: n - 1]  # the last token of a row predicts nothing
+        if patcher is not None:
+            opens_T, closes_T = patcher(item, DRAW)
+            opens_BT[b, :n], closes_BT[b, :n] = opens_T[:n], closes_T[:n]
+    return Batch(
+        ids_BT=torch.from_numpy(ids_BT),
+        labels_BT=torch.from_numpy(labels_BT),
+        doc_BT=torch.from_numpy(doc_BT),
+        opens_BT=torch.from_numpy(opens_BT) if patcher is not None else None,
+        closes_BT=torch.from_numpy(closes_BT) if patcher is not None else None,
+    )
 
 
 def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:

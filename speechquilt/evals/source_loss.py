@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from speechquilt.evals.scorer import one_per_row
 from speechquilt.nn.batching import longest_first
 from speechquilt.protocols import Patcher
 from speechquilt.types import IGNORE, Batch, Document, LaidOut
 from speechquilt.vocab import Vocab
-
-DRAW = 0.0  # patchers that choose at random get this instead of a draw
 
 
 class HeldOut:
@@ -59,24 +58,6 @@ class HeldOut:
         return loss / max(1, targets)
 
     def _batch(self, items: Sequence[LaidOut]) -> Batch:
-        """One document per row, padding as a second document."""
-        shape = (len(items), min(self.max_tokens, max(len(x.ids_T) for x in items)))
-        ids_BT = np.full(shape, self.vocab.pad, dtype=np.int64)
-        labels_BT = np.full(shape, IGNORE, dtype=np.int64)
-        doc_BT = np.ones(shape, dtype=np.int64)
-        opens_BT, closes_BT = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)
-        for b, item in enumerate(items):
-            n = min(len(item.ids_T), shape[1])
-            ids_BT[b, :n], doc_BT[b, :n] = item.ids_T[:n], 0
-            labels_BT[b, : n - 1] = np.where(item.loss_T[1:n], item.ids_T[1:n], IGNORE)
-            if self.patcher is not None:
-                opens_T, closes_T = self.patcher(item, DRAW)
-                opens_BT[b, :n], closes_BT[b, :n] = opens_T[:n], closes_T[:n]
-        patched = self.patcher is not None
-        return Batch(
-            ids_BT=torch.from_numpy(ids_BT),
-            labels_BT=torch.from_numpy(labels_BT),
-            doc_BT=torch.from_numpy(doc_BT),
-            opens_BT=torch.from_numpy(opens_BT) if patched else None,
-            closes_BT=torch.from_numpy(closes_BT) if patched else None,
-        )
+        """Every target of every document is asked for."""
+        labels = [np.append(np.where(item.loss_T[1:], item.ids_T[1:], IGNORE), IGNORE) for item in items]
+        return one_per_row(items, labels, self.vocab.pad, self.patcher, self.max_tokens)
