@@ -389,7 +389,8 @@ def _first_detail(job: Job, manifests: Mapping[int, dict[str, Any]]) -> str:
 
 def _remove_parts(job: Job) -> None:
     shutil.rmtree(job.folder / JOB_FOLDER / _PARTS, ignore_errors=True)
-    for left in [job.folder / JOB_FOLDER / _ITEMS, *(job.folder / JOB_FOLDER).glob("*.tmp")]:
+    written_to = [job.folder / name for name in (JOB_FOLDER, *job.outputs)]  # where a kill may have left half a file
+    for left in [job.folder / JOB_FOLDER / _ITEMS, *(path for folder in written_to for path in folder.glob("*.tmp"))]:
         left.unlink(missing_ok=True)
 
 

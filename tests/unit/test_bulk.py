@@ -143,6 +143,17 @@ def test_kills_at_random_points_lose_and_double_nothing(tmp_path, seed, processe
     assert content(killed) == content(tmp_path / "whole")
 
 
+def test_half_a_file_of_a_killed_merge_does_not_stay(tmp_path):
+    job = prepare(tmp_path / "killed")
+    bulk.run_local(job, 1)
+    left = [job.folder / name / "rejects.jsonl.0.tmp" for name in ("job", *job.outputs)]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    bulk.merge(job)
+    assert not any(path.exists() for path in left)
+
+
 def test_a_killed_worker_is_reported_and_its_task_done_again(tmp_path):
     """The worker dies in the middle of a task, not the command."""
     job = prepare(tmp_path / "whole")
