@@ -5,7 +5,6 @@ producer's `MEASURES`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from speechquilt.config import nearest
 from speechquilt.evals.intervals import Difference
 from speechquilt.evals.measures import KINDS, Chart, Measure, Promise, Value, Verdict, fits, sibling, under
+from speechquilt.files import write_json
 
 _SCORE = (
     Measure(key="low", kind="share", meaning="lower end of the accuracy's 95 % interval (Wilson, items of a cluster count as one)"),
@@ -112,9 +112,7 @@ def write_results(path: Path, results: Mapping[str, Value], schema: Schema) -> P
     """Check, sort and write the flat table; an existing file is replaced whole or not at all."""
     schema.check(results)
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, dict(sorted(results.items())))
     return path
 
 

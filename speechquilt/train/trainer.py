@@ -11,7 +11,6 @@ generators and the sums. Python's and numpy's global generators are not part of 
 """
 
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from speechquilt.config import to_dict
+from speechquilt.files import make_folder
 from speechquilt.protocols import Loader, Objective
 from speechquilt.train import checkpoint, distributed, fsdp, metrics, optim, throughput
 from speechquilt.train.guard import BadStep, BatchOutcome, StepGuard, StepOutcome
@@ -173,7 +173,8 @@ class Trainer:
         name: str = "train",
     ) -> None:
         self.config, self.objective, self.loader, self.name = config, objective, loader, name
-        self.run_dir = _writable(Path(run_dir))
+        self.run_dir = Path(run_dir)
+        make_folder(self.run_dir)
         self.device = distributed.start(config.device, config.rank_timeout_s)
         self.model = model
         self.sharded = config.shard != "none" and distributed.world_size() > 1  # one rank has nothing to split
@@ -445,13 +446,3 @@ def _plain(state: dict) -> dict:
             f"the loader's state_dict() must be plain JSON data to be resumed exactly, not {str(state)[:200]}"
         )
     return copied
-
-
-def _writable(run_dir: Path) -> Path:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"run_dir: cannot create {run_dir} ({error.strerror}); choose a writable folder") from error
-    if not os.access(run_dir, os.W_OK):
-        raise ValueError(f"run_dir: {run_dir} is not writable; choose another folder or change its permissions")
-    return run_dir
