@@ -46,6 +46,9 @@ class EncoderSizes:
     causal: bool = True
     """True: convolutions and attention hear nothing beyond the block, so tokens can stream. False: plain Whisper, which
     hears the whole window."""
+    positions_out: bool = False
+    """Take the position table, which the lower half added to its input, out of the pooled vectors again, so that no code
+    is spent on where a sound stands. False, as in the paper: the vectors keep it."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -166,13 +169,17 @@ class AudioEncoder(nn.Module):
         """
         start = past[0][0].shape[2] if past else 0
         stop = start + x_BFD.shape[1]
-        x_BFD = x_BFD + self.embed_positions.weight[start:stop]
+        position_FD = self.embed_positions.weight[start:stop]
+        x_BFD = x_BFD + position_FD
         mask = self._mask(start, stop, num_frames_B, self.config.block_frames)
         new_past = []
         for i in range(self.config.layers_below):
             x_BFD, key_values = self.layers[i](x_BFD, mask, past[i] if past else None)
             new_past.append(key_values)
-        return self._pool(x_BFD), new_past
+        pooled_BTD = self._pool(x_BFD)
+        if self.config.positions_out:  # the residual stream still holds them
+            pooled_BTD = pooled_BTD - self._pool(position_FD[None])
+        return pooled_BTD, new_past
 
     def upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
         """Quantised vectors of one window -> final encoder states `[B, T, D]`."""
