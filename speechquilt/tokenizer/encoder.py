@@ -84,11 +84,12 @@ class Attention(nn.Module):
         *,
         memory_BFD: torch.Tensor | None = None,
         past: KeyValues | None = None,
+        known: KeyValues | None = None,
     ) -> tuple[torch.Tensor, KeyValues]:
-        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`). `mask` is True where attention may
-        go."""
+        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`), or to what an earlier call returned
+        for that memory, `known`. `mask` is True where attention may go."""
         source = x_BTD if memory_BFD is None else memory_BFD
-        k, v = self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
+        k, v = known or (self._heads(self.k_proj(source)), self._heads(self.v_proj(source)))
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = F.scaled_dot_product_attention(self._heads(self.q_proj(x_BTD)), k, v, attn_mask=mask)

@@ -145,6 +145,7 @@ class SupervisedTokenizer(TokenEncoder):
             config.decoder_layers,
             config.text_vocab_size,
             config.max_text_ids,
+            token_s=1 / self.frame_rate,
             prompt=config.decoder_prompt,
             end=config.decoder_end,
         )
