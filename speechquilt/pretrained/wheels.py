@@ -78,7 +78,7 @@ def disk_space(folder: Path, num_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_IS_FULL and error.filename != str(folder):
+        if error.errno in _DISK_IS_FULL:
             raise _full(folder, num_bytes) from error
         raise
 
@@ -96,7 +96,7 @@ def _explained(wheel: Wheel, folder: Path, said: str) -> Exception:
     if "No module named pip" in said:
         return ValueError("this Python has no pip, which fetches wheels; run `python -m ensurepip`")
     if any(f"[Errno {number}]" in said for number in _DISK_IS_FULL):
-        return OSError(errno.ENOSPC, "pip found no space left", str(folder / "pip"))
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if "(from versions: none)" in said:
         return ValueError(
             f"pip finds no index that has {wheel.name}: check the network and the proxy, or choose a package index that "
