@@ -39,7 +39,7 @@ from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.metrics import read_metrics
-from speechquilt.tts import EspeakTTS
+from speechquilt.tts.espeak import EspeakTTS
 from speechquilt.types import Document, Segment
 from speechquilt.vocab import Vocab
 
