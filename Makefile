@@ -8,7 +8,7 @@ SPEECH := .cache/speech
 TEXTS := .cache/texts
 INSTALLED := .cache/installed
 
-.PHONY: setup demo test test-slow test-install lint docs clips speech texts clean help
+.PHONY: setup demo test test-slow test-install lint docs clips speech texts weights clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -77,6 +77,9 @@ $(TEXTS)/fortunes/copyright:
 	mv $(TEXTS)/package/usr/share/doc/bible-kjv-text/copyright $(TEXTS)/bible/
 	mv $(TEXTS)/package/usr/share/games/fortunes $(TEXTS)/ && cp $(TEXTS)/package/usr/share/doc/fortunes/copyright $(TEXTS)/fortunes/
 	rm -r $(TEXTS)/package
+
+weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
+	$(BIN)/speechquilt weights --out .cache/weights
 
 clean:           ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis
