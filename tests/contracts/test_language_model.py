@@ -131,7 +131,9 @@ class TestLanguageModelContract:
         config, patcher = CASES[name]
         model = config.build(seed=1)
         assert isinstance(model, LogitsAt)
-        batch = make_batch([[random_laid_out(1), random_laid_out(2)], [random_laid_out(3)], [random_laid_out(4)]], patcher)
+        batch = make_batch(
+            [[random_laid_out(1), random_laid_out(2)], [random_laid_out(3)], [random_laid_out(4)]], patcher
+        )
         wanted_BT = (torch.rand(batch.ids_BT.shape, generator=torch.Generator().manual_seed(0)) < 0.4) & (
             batch.labels_BT != IGNORE
         )

@@ -285,12 +285,16 @@ def test_continuations_of_one_prompt_share_its_pass(window, vocab, monkeypatch):
     read = []
     extend = type(model).read_on
     monkeypatch.setattr(
-        type(model), "read_on", lambda self, ids, num, *rest: (read.append(int(num.sum())), extend(self, ids, num, *rest))[1]
+        type(model),
+        "read_on",
+        lambda self, ids, num, *rest: (read.append(int(num.sum())), extend(self, ids, num, *rest))[1],
     )
     scored = own.log_likelihoods(requests)
     assert [s.sum for s in scored] == pytest.approx(alone, abs=1e-4)
     whole = sum(len(row.ids_T) - 1 for row in laid_out)
-    prefixes = {row.ids_T[: -1 - s.num_tokens].tobytes(): len(row.ids_T) - 2 - s.num_tokens for row, s in zip(laid_out, scored)}
+    prefixes = {
+        row.ids_T[: -1 - s.num_tokens].tobytes(): len(row.ids_T) - 2 - s.num_tokens for row, s in zip(laid_out, scored)
+    }
     assert sum(read) == sum(prefixes.values()) + sum(s.num_tokens for s in scored) < 0.6 * whole
 
 
