@@ -1,5 +1,7 @@
 """Rows of joined recordings: nothing is lost or said twice, lengths are mixed, and what is heard is what the entry says."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,10 @@ def recording(number: int, *, aligned: bool = True) -> Utterance:
     rate = RATES[number % 3]
     seconds = 0.5 + (number % 7) / 4
     samples_S = (0.1 + 0.01 * number) * np.sin(np.arange(round(seconds * rate)) / 7).astype(np.float32)
-    words = (AlignedWord(text=f"word{number}", start_s=0.1, end_s=0.2), AlignedWord(text="twice", start_s=0.2, end_s=0.4))
+    words = (
+        AlignedWord(text=f"word{number}", start_s=0.1, end_s=0.2),
+        AlignedWord(text="twice", start_s=0.2, end_s=0.4),
+    )
     return Utterance(
         id=f"r{number}",
         text=f"word{number} twice",
@@ -36,10 +41,10 @@ def ids(rows: JoinedSpeech) -> list[list[str]]:
 
 def test_every_recording_stands_once_in_a_pass_and_other_passes_join_otherwise() -> None:
     one = JoinedSpeechConfig(row_s=6.0).build(corpus())
-    assert sorted(sum(ids(one), [])) == sorted(f"r{i}" for i in range(40))
+    assert sorted(chain.from_iterable(ids(one))) == sorted(f"r{i}" for i in range(40))
     two = JoinedSpeechConfig(row_s=6.0, passes=2).build(corpus())
     assert ids(two)[: len(one)] == ids(one)
-    assert sorted(sum(ids(two)[len(one) :], [])) == sorted(f"r{i}" for i in range(40))
+    assert sorted(chain.from_iterable(ids(two)[len(one) :])) == sorted(f"r{i}" for i in range(40))
     assert ids(two)[len(one) :] != ids(one)
     assert ids(JoinedSpeechConfig(row_s=6.0, seed=1).build(corpus())) != ids(one)
 
