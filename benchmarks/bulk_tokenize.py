@@ -58,7 +58,7 @@ def timed(function: Callable[[], T]) -> Timed[T]:
 
 
 def spoken_files(folder: Path, num_files: int, rate: int) -> list[Path]:
-    from speechquilt.tts import EspeakTTSConfig  # the extra `audio`, which noise in memory does without
+    from speechquilt.tts.espeak import EspeakTTSConfig  # the extra `audio`, which noise in memory does without
 
     rng, paths = np.random.default_rng(0), []
     speaker = EspeakTTSConfig(voices=("en-us", "en+f4")).build()

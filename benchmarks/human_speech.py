@@ -18,7 +18,7 @@ from speechquilt.evals.wer import EditErrors, cer, wer
 from speechquilt.stages.encode import encode_all
 from speechquilt.stages.train_tokenizer import stream
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from speechquilt.types import Utterance
 
 CLIPS = Path(__file__).parents[1] / ".cache" / "clips"

@@ -24,7 +24,7 @@ from speechquilt.evals.wer import wer
 from speechquilt.stages.corpus import speak
 from speechquilt.stages.encode import encode_all
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from speechquilt.types import Waveform
 
 DRAWS = 1000

@@ -16,7 +16,7 @@ from speechquilt import audio
 from speechquilt.data.sources.micro_world import MicroWorld
 from speechquilt.data.sources.speech_folder import read_utterances
 from speechquilt.data.sources.text_files import read_texts
-from speechquilt.tts import EspeakTTS
+from speechquilt.tts.espeak import EspeakTTS
 from speechquilt.types import Reject, TextDocument, Utterance
 
 HELD_OUT_EVERY = 20  # one in so many of a user's recordings is kept for measuring

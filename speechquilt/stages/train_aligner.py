@@ -30,7 +30,7 @@ from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.asr import ctc_objective
 from speechquilt.train.trainer import TrainConfig, Trainer
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from speechquilt.types import Reject, Utterance
 
 CALIBRATED = 200  # training recordings with known word times that the shift is measured on

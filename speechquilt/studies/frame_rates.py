@@ -27,7 +27,7 @@ from speechquilt.studies.rate_figure import RatePoint, rate_svg
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.encoder import EncoderSizes
 from speechquilt.tokenizer.whisper_sizes import RATES
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 
 PAPER_WER = {50.0: (1.85, 3.78), 25.0: (1.94, 4.16), 12.5: (2.10, 4.90), 6.25: None}  # % on LibriSpeech (spec 1, 2.7)
 

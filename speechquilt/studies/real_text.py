@@ -44,7 +44,7 @@ from speechquilt.studies.installed_texts import InstalledTextsConfig
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.tts import EspeakTTS, EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTS, EspeakTTSConfig
 from speechquilt.types import Document, SpokenSpan, TextDocument, Utterance
 
 LANGUAGES = ("en",)

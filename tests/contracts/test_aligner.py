@@ -27,7 +27,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.emitters import CharacterCTC, CharacterCTCConfig, TokenizerEmitter
 from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from speechquilt.types import Utterance, Waveform
 
 WORDS = ["the", "cat", "sat", "on", "mat", "where", "does", "anna's", "dog", "live"]

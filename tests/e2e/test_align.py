@@ -25,7 +25,7 @@ from speechquilt.stages.corpus import join, speak
 from speechquilt.stages.train_aligner import load_aligner
 from speechquilt.tokenizer import load
 from speechquilt.train.metrics import read_metrics
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from speechquilt.types import Utterance, Waveform
 from tests.contracts.test_aligner import wav2vec2_folder
 from tests.parity import tiny_tokenizers

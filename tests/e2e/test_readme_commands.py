@@ -12,7 +12,7 @@ import pytest
 
 from speechquilt import audio, cli
 from speechquilt.data.shards.documents import ShardFolder
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 from tests.pages import ROOT, blocks, commands, how_to_pages
 
 TINY_TOKENIZER = [

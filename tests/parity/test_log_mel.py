@@ -7,7 +7,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
 from speechquilt import audio
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 
 
 def _signal(name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from speechquilt.data.sources.micro_world import (
     MicroWorld,
     MicroWorldConfig,
 )
-from speechquilt.tts import EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTSConfig
 
 WORLDS = [
     MicroWorldConfig(),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechquilt import protocols, tts
-from speechquilt.tts import SAMPLE_RATE, EspeakTTS, EspeakTTSConfig
+from speechquilt import protocols
+from speechquilt.tts.espeak import SAMPLE_RATE, EspeakTTS, EspeakTTSConfig
 from speechquilt.types import Utterance
 
 TEXT = "where does tom live? rome. the cat of the farm is in the red boat. i want to go."

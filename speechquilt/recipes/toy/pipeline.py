@@ -53,7 +53,7 @@ from speechquilt.text import TextTokenizer
 from speechquilt.text_to_token import network
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.trainer import TrainConfig
-from speechquilt.tts import EspeakTTS, EspeakTTSConfig
+from speechquilt.tts.espeak import EspeakTTS, EspeakTTSConfig
 
 INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
 STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order

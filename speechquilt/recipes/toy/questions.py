@@ -16,7 +16,7 @@ from speechquilt.evals.tasks import AnswerItem, AnswerTask, ChoiceItem, ChoiceTa
 from speechquilt.stages.encode import encode_utterances
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.tts import EspeakTTS
+from speechquilt.tts.espeak import EspeakTTS
 from speechquilt.types import Modality, Segment
 
 PAIRS = ("SS", "ST", "TS", "TT")  # modality of prompt and ending

@@ -32,7 +32,7 @@ from speechquilt.reports.story_page import (
 from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.tts import EspeakTTS
+from speechquilt.tts.espeak import EspeakTTS
 
 HOW_ASKED = {"transfer_qa": "answered freely", "transfer": "choice of four"}
 COMPARED = ("baseline", "static", "curriculum")

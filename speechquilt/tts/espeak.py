@@ -16,6 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
+from speechquilt.tts.spoken_words import SpokenWord, spoken_words
 from speechquilt.types import AlignedWord, Utterance, Waveform
 
 SAMPLE_RATE = 22050  # what espeak-ng's voices are made for
@@ -91,7 +92,7 @@ class EspeakTTS:
         """
         if voice not in self.voices:
             raise ValueError(f"voice {voice!r} is not one of this speaker's: {', '.join(self.voices)}")
-        words = _words(text)
+        words = spoken_words(text)
         config = self.config
         with _one_at_a_time, _Library(_loader()) as library:
             library.set_voice(voice)
@@ -115,35 +116,7 @@ class EspeakTTS:
         )
 
 
-@dataclass(frozen=True)
-class _Word:
-    text: str
-    first_char: int
-    num_chars: int
-
-
-def _words(text: str) -> list[_Word]:
-    """Whitespace-separated words with their character positions; lone signs join a neighbour."""
-    words: list[_Word] = []
-    lead = ""  # signs before the first word
-    at = 0
-    for piece in text.split():
-        at = text.index(piece, at)
-        if any(c.isalnum() for c in piece):
-            words.append(_Word(text=f"{lead}{piece}", first_char=at, num_chars=len(piece)))
-            lead = ""
-        elif words:
-            last = words[-1]
-            words[-1] = _Word(text=f"{last.text} {piece}", first_char=last.first_char, num_chars=last.num_chars)
-        else:
-            lead += piece + " "
-        at += len(piece)
-    if not words:
-        raise ValueError(f"text {text!r} has no words to speak; give it at least one letter or digit")
-    return words
-
-
-def _starts(words: list[_Word], events: list[tuple[int, int]], num_samples: int) -> list[int]:
+def _starts(words: list[SpokenWord], events: list[tuple[int, int]], num_samples: int) -> list[int]:
     """First sample of each word, from (character, sample) events.
 
     espeak-ng speaks some pairs as one ("of the") and reports only the first; such a run shares its time by length.
