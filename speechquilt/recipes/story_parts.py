@@ -41,7 +41,7 @@ def curve(folder: Path, name: str) -> Curve:
     )
 
 
-def utterance_view(spoken: Utterance, tokenizer: SupervisedTokenizer, patch_size: float) -> UtteranceView:
+def utterance_view(spoken: Utterance, tokenizer: SupervisedTokenizer, patch_size: int) -> UtteranceView:
     """A recording with word times, its tokens, and how static and aligned patches group them."""
     (tokens,) = encode_utterances(tokenizer, [spoken])
     wave = audio.resample(spoken.audio, tokenizer.sample_rate)
@@ -63,7 +63,7 @@ def utterance_view(spoken: Utterance, tokenizer: SupervisedTokenizer, patch_size
 
 
 def samples(
-    shards: Mapping[str, Path], tokenizer: SupervisedTokenizer, texts: TextTokenizer, patch_size: float, each: int = 2
+    shards: Mapping[str, Path], tokenizer: SupervisedTokenizer, texts: TextTokenizer, patch_size: int, each: int = 2
 ) -> list[Sample]:
     """`each` documents of every source, evenly spaced, in static patches; `texts` spells their text."""
     vocab = Vocab(num_text=texts.size, num_speech=tokenizer.vocab_size)

@@ -88,7 +88,9 @@ class SpokenCorpusConfig:
         if self.held_out < 1 or self.sentences < 0:
             raise ValueError(f"held_out={self.held_out} must be at least 1, and sentences={self.sentences} at least 0")
         if not 1 <= self.passes <= len(self.voices):
-            raise ValueError(f"passes={self.passes} must be 1..{len(self.voices)}, since every pass takes another voice")
+            raise ValueError(
+                f"passes={self.passes} must be 1..{len(self.voices)}, since every pass takes another voice"
+            )
         if not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes} must be above 0")
         if not 0 <= self.speed_spread <= 0.3:
@@ -138,7 +140,9 @@ def split(sentences: Sequence[str], settings: SpokenCorpusConfig) -> dict[str, l
     """The sentences of each set in the order in which they are spoken; no two say the same."""
     distinct = list({spoken_form(sentence): sentence for sentence in reversed(sentences)}.values())[::-1]
     if len(distinct) <= settings.held_out:
-        raise ValueError(f"{len(distinct)} different sentences are too few for held_out={settings.held_out} and training")
+        raise ValueError(
+            f"{len(distinct)} different sentences are too few for held_out={settings.held_out} and training"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(distinct))
     shuffled = [distinct[i] for i in order]
     held_out, train = shuffled[: settings.held_out], shuffled[settings.held_out :]
@@ -197,7 +201,9 @@ def _run(tasks: list[_Task], folder: Path, settings: SpokenCorpusConfig, state: 
                     bar.update(done)
                     write_json(folder / STATE, state)
         except BrokenProcessPool as error:
-            raise ChildProcessError("a worker process was killed; what is spoken is kept, run the same again") from error
+            raise ChildProcessError(
+                "a worker process was killed; what is spoken is kept, run the same again"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
