@@ -48,10 +48,7 @@ def utterance_view(spoken: Utterance, tokenizer: SupervisedTokenizer, patch_size
     mel_MF = audio.LogMel(num_mels=80, mode="stream")(torch.from_numpy(wave.samples_S)[None])[0].numpy()
     segment = Segment(modality="speech", ids_T=tokens.ids_T, unit_end_T=tokens.unit_end_T)
     vocab = Vocab(num_text=1, num_speech=tokenizer.vocab_size)
-    patchers = {
-        name: PatcherConfig(kind=name, patch_size=patch_size).build()  # type: ignore[arg-type]
-        for name in ("static", "aligned")
-    }
+    patchers = {name: PatcherConfig(kind=name, patch_size=patch_size).build() for name in ("static", "aligned")}
     return UtteranceView(
         mel_MF=mel_MF,
         duration_s=wave.duration_s,
