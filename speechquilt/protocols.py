@@ -108,6 +108,29 @@ class LanguageModel(Protocol):
         ...
 
 
+@runtime_checkable
+class LogitsAt(LanguageModel, Protocol):
+    """Computes no logits but those that are asked for."""
+
+    def logits_at(self, batch: Batch, wanted_BT: torch.Tensor) -> torch.Tensor:
+        """-> `logits_NV`, those of `forward` at the N places where bool `wanted_BT` is True, in row order."""
+        ...
+
+
+@runtime_checkable
+class ReadsOn(LanguageModel, Protocol):
+    """Takes many tokens of a row at once, so that what several rows begin with is read once and its state repeated."""
+
+    def read_on(
+        self, ids_BT: torch.Tensor, num_B: torch.Tensor, state: Any, wanted_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, Any]:
+        """Row b reads the first `num_B[b]` of its ids -> `logits_NV` as of `logits_at`, and the new state.
+
+        `state.repeated(rows_R)` copies rows, each as often as it is named.
+        """
+        ...
+
+
 Objective = Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
 """(model, batch) -> (summed loss, its weight, sums of named scalars).
 

@@ -4,13 +4,15 @@ Trap: items are not independent. Ten questions about one fact are right or wrong
 from the number of clusters (facts, stories), not from the number of items.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+RATE_SUMS = ("spans", "words", "errors", "words_squared", "words_errors", "errors_squared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,19 @@ def per_token(sum_N: np.ndarray, tokens_N: np.ndarray, *, seed: int = 0, draws: 
     return PerToken(value=float(sum_N.sum() / tokens_N.sum()), low=low, high=high, n=len(sum_N))
 
 
+def rate_sums(spans: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """(words, errors) of each span -> the sums that `rate_interval` needs; those of two sets add up."""
+    sums = dict.fromkeys(RATE_SUMS, 0)
+    for w, e in spans:
+        for key, value in zip(RATE_SUMS, (1, w, e, w * w, w * e, e * e)):
+            sums[key] += value
+    return sums
+
+
 def rate_interval(sums: Mapping[str, int]) -> tuple[float, float]:
     """95 % score interval of errors per word, with errors as Poisson counts that spread `d` times wider than Poisson.
 
-    `sums` over spans of words w and errors e: `spans`, `words`, `errors`, `words_squared`, `words_errors`, `errors_squared`.
+    `sums`: as of `rate_sums`.
 
     Errors come in whole spans, so `d` is the variance of the summed errors, estimated between spans as for a ratio, over
     its Poisson value; at least 1, and the mean span length when there is one span or no error to estimate it from. Unlike

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Value = bool | int | float | str
-Kind = Literal["share", "difference", "rate", "amount", "count", "flag", "text"]
+Kind = Literal["share", "difference", "rate", "amount", "change", "count", "flag", "text"]
 ARROWS = {a + b: f"{a}→{b}" for a in "ST" for b in "ST"}  # <pair>: modality of prompt and ending
 
 
@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "difference": ("a number from -1 to 1", lambda x: _is_number(x) and -1 <= x <= 1),
     "rate": ("a number not below 0; 1 is as many errors as units", lambda x: _is_number(x) and x >= 0),
     "amount": ("a number not below 0", lambda x: _is_number(x) and x >= 0),
+    "change": ("a number", _is_number),
     "count": ("a whole number not below 0", lambda x: type(x) is int and x >= 0),
     "flag": ("true or false", lambda x: type(x) is bool),
     "text": ("a string", lambda x: type(x) is str),
@@ -49,6 +50,10 @@ def at_most(share: float) -> Bound:
     return Bound(text=f"≤ {100 * share:g} %", kept=lambda flat, key: flat[key] <= share)
 
 
+def at_most_amount(amount: float, unit: str) -> Bound:
+    return Bound(text=f"≤ {amount:g} {unit}", kept=lambda flat, key: flat[key] <= amount)
+
+
 def at_least(share: float) -> Bound:
     return Bound(text=f"≥ {100 * share:g} %", kept=lambda flat, key: flat[key] >= share)
 
@@ -62,6 +67,15 @@ def above_chance() -> Bound:
     return Bound(
         text="interval above chance", kept=lambda flat, key: flat[sibling(key, "low")] > flat[sibling(key, "chance")]
     )
+
+
+def at_chance() -> Bound:
+    """The interval (`low`, `high` beside the key) holds guessing (`chance`): what a control must fall to."""
+
+    def kept(flat: Mapping[str, Any], key: str) -> bool:
+        return flat[sibling(key, "low")] <= flat[sibling(key, "chance")] <= flat[sibling(key, "high")]
+
+    return Bound(text="interval holds chance", kept=kept)
 
 
 def above_zero() -> Bound:
@@ -96,25 +110,33 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """`key`: a pattern such as "lm.<run>.units". `unit` of an amount: "s", "ms", "nats" ..."""
+    """`key`: a pattern such as "lm.<run>.units". `unit` of an amount or a change: "s", "ms", "nats" ... Several promises: other
+    values of the wildcards, other bounds."""
 
     key: str
     kind: Kind
     meaning: str
     unit: str = ""
-    promise: Promise | None = None
+    promise: Promise | tuple[Promise, ...] | None = None
     chart: Chart | None = None
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        if self.promise is None:
+            return ()
+        return self.promise if isinstance(self.promise, tuple) else (self.promise,)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"measure {self.key!r}: kind={self.kind!r} must be one of {', '.join(KINDS)}")
         known = set(wildcards_of(self.key))
-        for part in (self.promise, self.chart):
-            if part is not None and not set(part.where) <= known:
+        parts: list[Promise | Chart] = [*self.promises, *([self.chart] if self.chart else [])]
+        for part in parts:
+            if not set(part.where) <= known:
                 raise ValueError(
                     f"measure {self.key!r}: where={dict(part.where)} must name wildcards of the key, {sorted(known)}"
                 )
-        if self.promise is not None and set(self.promise.where) != known:
+        if any(set(promise.where) != known for promise in self.promises):
             raise ValueError(f"measure {self.key!r}: its promise must say for which values of {sorted(known)} it holds")
 
     def match(self, key: str) -> dict[str, str] | None:
@@ -134,17 +156,18 @@ class Measure:
             return f"{100 * value:.1f} %"
         if abs(value) >= 100_000:
             return si(value) + self.unit
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        number = f"{value:,}" if isinstance(value, int) else f"{value:{'+.3f' if self.kind == 'change' else '.4g'}}"
         return f"{number} {self.unit}".rstrip()
 
-    def promised(self) -> list[tuple[str, str]]:
-        """(key, name) of every promise."""
-        if self.promise is None:
-            return []
-        names, values = list(self.promise.where), self.promise.where.values()
-        filled = [dict(zip(names, chosen)) for chosen in itertools.product(*values)]
-        words = self.promise.words
-        return [(fill(self.key, f), fill(self.promise.name, shown_values(f, words))) for f in filled]
+    def promised(self) -> list[tuple[str, str, Bound]]:
+        """(key, name, bound) of everything promised."""
+        found = []
+        for promise in self.promises:
+            for chosen in itertools.product(*promise.where.values()):
+                values = dict(zip(promise.where, chosen))
+                name = fill(promise.name, shown_values(values, promise.words))
+                found.append((fill(self.key, values), name, promise.bound))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,13 @@ import numpy as np
 
 from speechquilt.counts import Counts, add_counts
 from speechquilt.data.interleaving.synthetic import split_words
-from speechquilt.evals.intervals import rate_interval
+from speechquilt.evals.intervals import rate_interval, rate_sums
 from speechquilt.evals.wer import word_errors
 
 Kind = Literal["prose", "numbers", "names", "markup", "code"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 WAITING = 512  # spans held before they are read back
-_COUNTED = ("spans", "words", "errors", "words_squared", "words_errors", "errors_squared")
 
 _CODE = re.compile(
     r"`"
@@ -110,9 +109,7 @@ class NoiseMeter:
         heard = self._tokenizer.read_back([ids_T for _, _, ids_T in waiting])
         for (kind, spoken, _), text in zip(waiting, heard):
             found = word_errors(_spaced(spoken), _spaced(text))
-            w, e = found.length, found.errors
-            values = (1, w, e, w * w, w * e, e * e)
-            self._counts = add_counts(self._counts, {kind: dict(zip(_COUNTED, values))})
+            self._counts = add_counts(self._counts, {kind: rate_sums([(found.length, found.errors)])})
 
 
 def sorted_kinds(counts: Counts) -> Counts:

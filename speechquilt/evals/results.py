@@ -66,20 +66,19 @@ class Schema:
                 raise ValueError(f"result {key}={value!r} must be {rule}; leave the key out when it was not measured")
 
     def promised_keys(self) -> list[str]:
-        return [key for measure in self.measures for key, _ in measure.promised()]
+        return [key for measure in self.measures for key, *_ in measure.promised()]
 
     def verdicts(self, results: Mapping[str, Any]) -> list[Verdict]:
-        """Every promise held against the results."""
+        """Every promise held against the results; what was not measured was not kept."""
         return [
             Verdict(
                 name=name,
-                target=measure.promise.bound.text,
-                value=_with_interval(measure, key, results),
-                met=measure.promise.bound.kept(results, key),
+                target=bound.text,
+                value=_with_interval(measure, key, results) if key in results else "not measured",
+                met=key in results and bound.kept(results, key),
             )
             for measure in self.measures
-            if measure.promise is not None
-            for key, name in measure.promised()
+            for key, name, bound in measure.promised()
         ]
 
     def markdown(self) -> str:
@@ -104,7 +103,11 @@ def _with_interval(measure: Measure, key: str, results: Mapping[str, Any]) -> st
     text = measure.shown(results[key])
     low, high, n = (results.get(sibling(key, name)) for name in ("low", "high", "n"))
     if low is not None and high is not None:
-        text += f" [{100 * low:.0f}, {100 * high:.0f}]"
+        text += (
+            f" [{low:.3f}, {high:.3f}]"
+            if measure.kind in ("amount", "change")
+            else f" [{100 * low:.0f}, {100 * high:.0f}]"
+        )
     return text if n is None or low is None else f"{text}, n={n}"
 
 

@@ -15,10 +15,11 @@ import torch
 
 from speechquilt.evals.measures import Measure
 from speechquilt.nn.batching import longest_first
-from speechquilt.protocols import LanguageModel, Patcher
+from speechquilt.protocols import LanguageModel, LogitsAt, Patcher, ReadsOn
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
 
+BATCH_TOKENS = 2048  # of continuations, padding included: bounds the logits that are in memory at once
 DRAW = 0.0  # patchers that choose at random get this instead of a draw
 MEASURES = (
     Measure(key="lm.<run>.speech_loss", kind="amount", unit="nats", meaning="held-out loss per speech token"),
@@ -76,16 +77,16 @@ class Scorer:
             if not len(continuation.ids_T):
                 raise ValueError(f"request {i} has an empty continuation; there is no token to score")
             laid_out.append(self._lay_out((*prompt, continuation)))
-        results: list[LogLikelihood] = [LogLikelihood(0.0, 0)] * len(laid_out)
+        counts = [len(continuation.ids_T) for _, continuation in requests]
         with _evaluating(self.model):
-            for rows in longest_first([len(x.ids_T) for x in laid_out], rows=self.max_rows):
-                counts = [len(requests[i][1].ids_T) for i in rows]
-                sums = self._score([laid_out[i] for i in rows], counts)
-                for i, value, count in zip(rows, sums, counts):
-                    if not np.isfinite(value):
-                        raise ValueError(f"request {i} scored {value}; the model's logits are not finite")
-                    results[i] = LogLikelihood(value, count)
-        return results
+            if self.patcher is None and isinstance(self.model, ReadsOn):
+                sums = self._after_prompts(self.model, laid_out, counts)
+            else:
+                sums = self._in_whole_rows(laid_out, counts)
+        for i, value in enumerate(sums):
+            if not np.isfinite(value):
+                raise ValueError(f"request {i} scored {value}; the model's logits are not finite")
+        return [LogLikelihood(*scored) for scored in zip(sums, counts)]
 
     def mean_loss(self, segments: Sequence[Segment]) -> float:
         """Nats per token over all segments, each a document of its own: the held-out loss of one modality."""
@@ -136,15 +137,61 @@ class Scorer:
     def _lay_out(self, segments: Sequence[Segment]) -> LaidOut:
         return self.vocab.lay_out(Document(id="", segments=_joined(segments), source=""))
 
-    def _score(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> list[float]:
+    def _in_whole_rows(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> list[float]:
         """Summed log-probability of the last `counts[b]` tokens before EOS of every row."""
-        batch = self._batch(laid_out, counts).to(self.device)
-        logits_BTV = self.model.forward(batch)
-        scored_BT = batch.labels_BT != IGNORE
-        log_probs_NV = logits_BTV[scored_BT].float().log_softmax(-1)
-        log_probs_N = log_probs_NV.gather(1, batch.labels_BT[scored_BT][:, None])[:, 0]
-        # float64 and row by row: the sum of one row must not depend on the rows beside it
-        return [float(x.double().sum()) for x in log_probs_N.cpu().split(list(counts))]
+        sums = [0.0] * len(laid_out)
+        for rows in self._batches([len(x.ids_T) for x in laid_out]):
+            batch = self._batch([laid_out[i] for i in rows], [counts[i] for i in rows]).to(self.device)
+            scored_BT = batch.labels_BT != IGNORE
+            if isinstance(self.model, LogitsAt):
+                logits_NV = self.model.logits_at(batch, scored_BT)
+            else:
+                logits_NV = self.model.forward(batch)[scored_BT]
+            for i, value in zip(rows, _sums(logits_NV, batch.labels_BT[scored_BT], [counts[i] for i in rows])):
+                sums[i] = value
+        return sums
+
+    def _after_prompts(self, model: ReadsOn, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> list[float]:
+        """As `_in_whole_rows`, where what stands before the continuations is read once for all that share it."""
+        sharing: dict[bytes, list[int]] = {}
+        for i, (row, count) in enumerate(zip(laid_out, counts)):
+            sharing.setdefault(row.ids_T[: -1 - count].tobytes(), []).append(i)
+        groups = list(sharing.values())
+        prompts = [laid_out[group[0]].ids_T[: -1 - counts[group[0]]] for group in groups]
+        sums = [0.0] * len(laid_out)
+        for chosen in self._batches([len(prompt_T) for prompt_T in prompts]):
+            asked = [(b, i) for b, g in enumerate(chosen) for i in groups[g]]
+            longest = max(len(prompts[g]) for g in chosen) + max(counts[i] for _, i in asked)
+            state = self._read_prompts(model, [prompts[g] for g in chosen], longest)
+            for rows in self._batches([counts[i] for _, i in asked]):
+                of_row = torch.tensor([asked[r][0] for r in rows], device=self.device)
+                items = [asked[r][1] for r in rows]
+                parts = [laid_out[i].ids_T[-2 - counts[i] : -1] for i in items]  # from the last id before it
+                num = [counts[i] for i in items]
+                ids_BT, num_B, read_BT = self._padded([part_T[:-1] for part_T in parts])
+                logits_NV, _ = model.read_on(ids_BT, num_B, state.repeated(of_row), read_BT)
+                labels_N = torch.from_numpy(np.concatenate([part_T[1:] for part_T in parts])).to(self.device)
+                for i, value in zip(items, _sums(logits_NV, labels_N, num)):
+                    sums[i] = value
+        return sums
+
+    def _read_prompts(self, model: ReadsOn, prompts: Sequence[np.ndarray], longest: int) -> Any:
+        """The state behind each prompt but its last id, which is read with the continuation that it predicts."""
+        state = model.init_state(len(prompts), longest)
+        ids_BT, num_B, read_BT = self._padded([prompt_T[:-1] for prompt_T in prompts])
+        return model.read_on(ids_BT, num_B, state, torch.zeros_like(read_BT))[1]
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """-> `ids_BT`, how many are real in each row, and which."""
+        num_B = torch.tensor([len(ids_T) for ids_T in rows])
+        ids_BT = torch.full((len(rows), max(1, int(num_B.max()))), self.vocab.pad)
+        for b, ids_T in enumerate(rows):
+            ids_BT[b, : len(ids_T)] = torch.from_numpy(ids_T)
+        real_BT = torch.arange(ids_BT.shape[1]) < num_B[:, None]
+        return ids_BT.to(self.device), num_B.to(self.device), real_BT.to(self.device)
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        return longest_first(lengths, rows=self.max_rows, budget=BATCH_TOKENS)
 
     def _batch(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> Batch:
         """Labels only on the continuation."""
@@ -238,6 +285,14 @@ def one_per_row(
         opens_BT=torch.from_numpy(opens_BT) if patcher is not None else None,
         closes_BT=torch.from_numpy(closes_BT) if patcher is not None else None,
     )
+
+
+def _sums(logits_NV: torch.Tensor, labels_N: torch.Tensor, counts: Sequence[int]) -> list[float]:
+    """Summed log-probability of the labels of each row, `counts[b]` of the N for row b."""
+    log_probs_NV = logits_NV.float().log_softmax(-1)
+    log_probs_N = log_probs_NV.gather(1, labels_N[:, None])[:, 0]
+    # float64 and row by row: the sum of one row must not depend on the rows beside it
+    return [float(x.double().sum()) for x in log_probs_N.cpu().split(list(counts))]
 
 
 def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:

@@ -195,9 +195,33 @@ class LatentLM(nn.Module):
         return [*self.encoder, *self.global_.layers, *self.decoder]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """-> `logits_BTV`; masks and RoPE tables are made once and shared by all layers.
+        """-> `logits_BTV`.
 
         With the text bypass, ids that cannot follow (speech after text without a marker, text within speech) get -inf.
+        """
+        x_BLD, g_BUD, index_BL = self._outputs(batch)
+        logits_BLV = self.head(x_BLD)
+        return logits_BLV if index_BL is None else self._place_logits(logits_BLV, g_BUD, index_BL, batch)
+
+    def logits_at(self, batch: Batch, wanted_BT: torch.Tensor) -> torch.Tensor:
+        """-> `logits_NV` at the N places where bool `wanted_BT` is True, in row order; as `forward`'s there."""
+        x_BLD, g_BUD, index_BL = self._outputs(batch)
+        if index_BL is None:
+            return self.head(x_BLD[wanted_BT])
+        row_N, place_N = wanted_BT.nonzero(as_tuple=True)
+        local_BT = self.config.is_local(batch.ids_BT)
+        local_N, slot_N = local_BT[row_N, place_N], (local_BT.long().cumsum(1) - 1)[row_N, place_N]
+        speech_NV = self.head(x_BLD[row_N[local_N], slot_N[local_N]])
+        text_NV = self.text_head(g_BUD[row_N[~local_N], batch.unit_BT[row_N[~local_N], place_N[~local_N]]])
+        out_NV = text_NV.new_full((len(row_N), self.config.vocab_size), -torch.inf)
+        out_NV[local_N, self.config.first_local_id :] = speech_NV.to(out_NV.dtype)
+        out_NV[~local_N, : self.config.num_global_ids] = text_NV
+        return out_NV
+
+    def _outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the heads read: of the local decoder `x_BLD`, of the global transformer `g_BUD`; with `LocalStream.index_BL`.
+
+        Masks and RoPE tables are made once and shared by all layers.
         """
         num_units = batch.num_units or int(batch.unit_BT[:, -1].max()) + 1
         stream = self._stream(batch, num_units)
@@ -212,8 +236,7 @@ class LatentLM(nn.Module):
         across = cross_mask(stream, doc_BU, self.config.queries, self.config.window)
         for layer in self.decoder:
             x_BLD = layer(x_BLD, units_BSD, across, mask, rope)
-        logits_BLV = self.head(self.norm(x_BLD))
-        return logits_BLV if stream.index_BL is None else self._place_logits(logits_BLV, g_BUD, stream.index_BL, batch)
+        return self.norm(x_BLD), g_BUD, stream.index_BL
 
     def _stream(self, batch: Batch, num_units: int) -> LocalStream:
         """The whole row, or with the bypass its speech spans closed up."""

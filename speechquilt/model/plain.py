@@ -50,9 +50,22 @@ class PlainLM(nn.Module):
         """-> `logits_BTV`, causal within each document."""
         return self.head(self.llama(self.embedding(batch.ids_BT), self.llama.mask(batch.doc_BT)))
 
+    def logits_at(self, batch: Batch, wanted_BT: torch.Tensor) -> torch.Tensor:
+        """-> `logits_NV` at the N places where bool `wanted_BT` is True, in row order."""
+        return self.head(self.llama(self.embedding(batch.ids_BT), self.llama.mask(batch.doc_BT))[wanted_BT])
+
     def init_state(self, num_rows: int, max_tokens: int) -> KVState:
         """One document per row; `state.reset(rows_B)` begins a new one."""
         return self.llama.init_state(num_rows, max_tokens)
+
+    @torch.no_grad()
+    def read_on(
+        self, ids_BT: torch.Tensor, num_B: torch.Tensor, state: KVState, wanted_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, KVState]:
+        """Row b reads the first `num_B[b]` of its ids -> `logits_NV` where bool `wanted_BT` is True, in row order, and the
+        new state."""
+        x_BTD, state = self.llama.extend(self.embedding(ids_BT), num_B, state)
+        return self.head(x_BTD[wanted_BT]), state
 
     @torch.no_grad()
     def step(

@@ -169,6 +169,10 @@ class KVState:
             k_LBSHK=self.k_LBSHK[:, :keep], v_LBSHK=self.v_LBSHK[:, :keep], length_B=self.length_B[:keep].clone()
         )
 
+    def repeated(self, rows_R: torch.Tensor) -> "KVState":
+        """Copies of these rows, a row as often as it is named: each goes on by itself."""
+        return KVState(k_LBSHK=self.k_LBSHK[:, rows_R], v_LBSHK=self.v_LBSHK[:, rows_R], length_B=self.length_B[rows_R])
+
     def advance(self, num_B: torch.Tensor) -> "KVState":
         return replace(self, length_B=self.length_B + num_B)
 

@@ -54,6 +54,7 @@ MEASURES = (
     ),
     Measure(key="tokenizer.codebook_size", kind="count", meaning="entries of the codebook"),
     Measure(key="tokenizer.perplexity", kind="amount", meaning="perplexity of the code histogram on held-out audio"),
+    Measure(key="tokenizer.bits_per_s", kind="amount", unit="bit/s", meaning="entropy of that histogram times the frame rate"),
     Measure(key="tokenizer.frame_rate", kind="amount", unit="Hz", meaning="speech tokens per second"),
     Measure(key="tokenizer.lookahead_s", kind="amount", unit="s", meaning="how far past a token's end the audio can still change it"),
     Measure(
@@ -187,8 +188,11 @@ def held_out_rates(model: SupervisedTokenizer, held_out: Sequence[Utterance]) ->
     return rates
 
 
-def transcribe(model: SupervisedTokenizer, utterances: Sequence[Utterance], head: Head | None = None) -> list[str]:
-    """What the model hears, in order, on the model's device."""
+def transcribe(
+    model: SupervisedTokenizer, utterances: Sequence[Utterance], head: Head | None = None, *, codebook: bool = True
+) -> list[str]:
+    """What the model hears, in order, on the model's device; `codebook` False: past its codebook."""
+    listen = model.transcribe if codebook else model.transcribe_without_codebook
     waves = [audio.resample(u.audio, model.sample_rate).samples_S for u in utterances]
     length_N = np.array([len(samples_S) for samples_S in waves])
     texts = [""] * len(waves)
@@ -196,7 +200,7 @@ def transcribe(model: SupervisedTokenizer, utterances: Sequence[Utterance], head
     for rows_B in bucket(np.arange(len(waves)), length_N, limit, np.random.default_rng(0)):
         wav_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in rows_B], batch_first=True)
         num_samples_B = torch.from_numpy(length_N[rows_B])
-        heard = model.transcribe(wav_BS.to(model.device), num_samples_B.to(model.device), head)
+        heard = listen(wav_BS.to(model.device), num_samples_B.to(model.device), head)
         for i, text in zip(rows_B.tolist(), heard):
             texts[i] = text
     return texts
@@ -208,6 +212,7 @@ def measure_tokenizer(model: SupervisedTokenizer, held_out: Sequence[Utterance])
     ids = encode_all(model, waves, what="held-out")
     counts_K = np.bincount(np.concatenate(ids), minlength=model.vocab_size)
     share_K = counts_K[counts_K > 0] / counts_K.sum()
+    entropy = float(-(share_K * np.log(share_K)).sum())
     texts, read = [u.text for u in held_out], model.read_back(ids)
     return {
         "tokenizer.wer": wer(zip(texts, read)).rate,
@@ -218,7 +223,8 @@ def measure_tokenizer(model: SupervisedTokenizer, held_out: Sequence[Utterance])
         "tokenizer.lookahead_s": model.lookahead_s,
         "tokenizer.codebook_size": model.vocab_size,
         "tokenizer.codebook_used": float((counts_K > 0).mean()),
-        "tokenizer.perplexity": float(np.exp(-(share_K * np.log(share_K)).sum())),
+        "tokenizer.perplexity": float(np.exp(entropy)),
+        "tokenizer.bits_per_s": entropy / np.log(2) * model.frame_rate,
         "tokenizer.streaming_equals_offline": all(
             np.array_equal(stream(model, wave.samples_S, STREAM_CHUNKS[i % len(STREAM_CHUNKS)]), offline)
             for i, (wave, offline) in enumerate(zip(waves[:STREAMED], ids))

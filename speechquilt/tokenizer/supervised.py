@@ -192,6 +192,14 @@ class SupervisedTokenizer(TokenEncoder):
         encoded = self(wav_BS, num_samples_B)
         return self._read(encoded.states_BTD, encoded.num_tokens_B, head)
 
+    @torch.no_grad()
+    def transcribe_without_codebook(
+        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, head: Head | None = None
+    ) -> list[str]:
+        """As `transcribe`, past the codebook: what the same weights hear when nothing is rounded to a code."""
+        pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
+        return self._read(self._upper(pooled_BTD, num_tokens_B), num_tokens_B, head)
+
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and text_tokenizer.json (when there is a text tokenizer)."""
         folder = Path(folder)

@@ -17,8 +17,8 @@ from speechquilt.model.patcher import AlignedPatcher, NoPatcher, StaticPatcher
 from speechquilt.model.plain import PlainLMConfig
 from speechquilt.model.saving import load, save
 from speechquilt.nn.llama import LlamaConfig
-from speechquilt.protocols import LanguageModel, Patcher
-from speechquilt.types import Batch, Document, LaidOut, Segment
+from speechquilt.protocols import LanguageModel, LogitsAt, Patcher
+from speechquilt.types import IGNORE, Batch, Document, LaidOut, Segment
 from tests.dummies import VOCAB, make_batch, random_laid_out, with_ids
 
 GLOBAL = LlamaConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=48)
@@ -125,6 +125,19 @@ class TestLanguageModelContract:
         expected = [model.forward(make_batch([[row]], patcher))[0] for row in rows]
         generator = torch.Generator().manual_seed(0)
         check_stepping(model, patcher or NoPatcher(), rows, expected, generator)
+
+    @every
+    def test_logits_at_chosen_places_are_those_of_forward(self, name: str) -> None:
+        config, patcher = CASES[name]
+        model = config.build(seed=1)
+        assert isinstance(model, LogitsAt)
+        batch = make_batch(
+            [[random_laid_out(1), random_laid_out(2)], [random_laid_out(3)], [random_laid_out(4)]], patcher
+        )
+        wanted_BT = (torch.rand(batch.ids_BT.shape, generator=torch.Generator().manual_seed(0)) < 0.4) & (
+            batch.labels_BT != IGNORE
+        )
+        close(model.logits_at(batch, wanted_BT), model.forward(batch)[wanted_BT])
 
     @every_causal
     def test_a_row_reset_inside_a_patch_forgets_it(self, name: str) -> None:

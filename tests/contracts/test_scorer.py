@@ -269,6 +269,35 @@ def test_real_models_keep_the_contract(model, patcher):
         assert together.sum == pytest.approx(own.log_likelihoods([request])[0].sum, abs=1e-3)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("vocab", [VOCAB, BARE], ids=["marker", "bare"])
+def test_continuations_of_one_prompt_share_its_pass(window, vocab, monkeypatch):
+    """The same numbers as whole rows one by one, and each different prompt is read once."""
+    model = PlainLMConfig(vocab_size=VOCAB.size, llama=tiny_llama(window=window)).build(1)
+    draw = np.random.default_rng(0)
+    asked = [(), *((text(*draw.integers(0, 6, 1 + k)), speech(*draw.integers(0, 9, 3 * k))) for k in range(1, 6))]
+    endings = [text(1), text(2, 3, 0), speech(4, 5, 6, 7), text(2, 3, 1, 5, 4)]
+    requests = [Request(prompt, ending) for ending in endings for prompt in asked]
+    own = Scorer(model, vocab, None, max_rows=4)
+    laid_out = [own._lay_out((*prompt, ending)) for prompt, ending in requests]
+    with torch.no_grad():
+        alone = [own._in_whole_rows([row], [len(r.continuation.ids_T)])[0] for row, r in zip(laid_out, requests)]
+    read = []
+    extend = type(model).read_on
+    monkeypatch.setattr(
+        type(model),
+        "read_on",
+        lambda self, ids, num, *rest: (read.append(int(num.sum())), extend(self, ids, num, *rest))[1],
+    )
+    scored = own.log_likelihoods(requests)
+    assert [s.sum for s in scored] == pytest.approx(alone, abs=1e-4)
+    whole = sum(len(row.ids_T) - 1 for row in laid_out)
+    prefixes = {
+        row.ids_T[: -1 - s.num_tokens].tobytes(): len(row.ids_T) - 2 - s.num_tokens for row, s in zip(laid_out, scored)
+    }
+    assert sum(read) == sum(prefixes.values()) + sum(s.num_tokens for s in scored) < 0.6 * whole
+
+
 def test_sampling_is_seeded_per_prompt():
     asked = [(text(1, 2),), (speech(1, 2, 3, 4, 5),), (text(3),)]
     draw = scorer(patcher=Static()).generate(asked, "speech", 12, temperature=2.0, seed=5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from speechquilt.counts import add_counts
 from speechquilt.evals import noise
-from speechquilt.evals.intervals import rate_interval
+from speechquilt.evals.intervals import rate_interval, rate_sums
 from speechquilt.evals.noise import KINDS, NoiseMeter, kind_of, report, sorted_kinds
 from speechquilt.evals.wer import wer
 from speechquilt.text import spoken_form
@@ -135,9 +135,7 @@ def test_kinds_without_a_word_have_no_rate(tokenizer):
 
 
 def counted(words_N: np.ndarray, errors_N: np.ndarray) -> dict[str, int]:
-    w, e = words_N.astype(int), errors_N.astype(int)
-    sums = (len(w), w.sum(), e.sum(), (w * w).sum(), (w * e).sum(), (e * e).sum())
-    return dict(zip(noise._COUNTED, map(int, sums)))
+    return rate_sums(zip(words_N.astype(int).tolist(), errors_N.astype(int).tolist()))
 
 
 @settings(max_examples=200, deadline=None)
