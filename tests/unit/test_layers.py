@@ -11,7 +11,7 @@ PACKAGE = ROOT / "speechquilt"
 LAYERS = [
     {"types", "protocols", "config", "vocab", "files", "counts", "span_length"},
     {"audio", "nn", "text"},
-    {"tokenizer", "text_to_token", "aligner", "tts", "decoder", "data", "model"},
+    {"tokenizer", "text_to_token", "aligner", "tts", "pretrained", "decoder", "data", "model"},
     {"train", "evals"},
     {"stages", "reports", "chat"},
     {"jobs"},
