@@ -100,7 +100,7 @@ class VectorQuantizer(nn.Module):
         self.restarted = 0
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = x_BTD.float()
-            if self.training and not self.active:
+            if self.training and not self.active and self.config.warmup_updates:
                 self._warm_up(x_BTD.detach()[valid_BT])
             if not self.active:
                 return Quantized(x_BTD.to(dtype), None, torch.zeros_like(x_BTD[..., 0]))
@@ -116,7 +116,7 @@ class VectorQuantizer(nn.Module):
         if not self.active:
             raise ValueError(
                 f"the codebook does not exist yet after {int(self.updates)} updates: it is made at the end of "
-                f"warmup_updates={self.config.warmup_updates}; train longer or lower warmup_updates"
+                f"warmup_updates={self.config.warmup_updates} or of a first run without it; train longer"
             )
         return nearest_codes(x_BTD.float(), self.codebook_KD)
 
@@ -129,19 +129,29 @@ class VectorQuantizer(nn.Module):
         return self.codebook_KD[ids_BT]
 
     @torch.no_grad()
+    def close(self) -> None:
+        """Bypass the codebook from now on, until `open` gives one."""
+        self.active.fill_(False)
+
+    @torch.no_grad()
+    def open(self, codebook_KD: torch.Tensor) -> None:
+        """Quantise from now on with these codes. On a GPU's rounding ranks may differ, so rank 0's count."""
+        codebook_KD = codebook_KD.to(self.codebook_KD)
+        if _world_size() > 1:
+            dist.broadcast(codebook_KD, 0)
+        self.codebook_KD.copy_(codebook_KD)
+        self.ema_sum_KD.copy_(codebook_KD)
+        self.ema_count_K.fill_(1)
+        self.active.fill_(True)
+
+    @torch.no_grad()
     def _warm_up(self, vectors_ND: torch.Tensor) -> None:
         """Collect vectors; once the warm-up is over and the pool is full, make the codebook from them instead."""
         size = len(self.pool_ND)
         if self.updates >= self.config.warmup_updates and self.pool_count >= size:
-            codebook_KD = kmeans(self.pool_ND, self.config.codebook_size, self._generator(int(self.updates)))
-            if _world_size() > 1:
-                dist.broadcast(codebook_KD, 0)  # equal pools, but sums on a GPU may round differently
-            self.codebook_KD.copy_(codebook_KD)
-            self.ema_sum_KD.copy_(codebook_KD)
-            self.ema_count_K.fill_(1)
-            self.active.fill_(True)
+            self.open(kmeans(self.pool_ND, self.config.codebook_size, self._generator(int(self.updates))))
             return
-        vectors_ND = _gather_ranks(vectors_ND)[-size:]
+        vectors_ND = gather_ranks(vectors_ND)[-size:]
         slots_N = (self.pool_count + torch.arange(len(vectors_ND), device=vectors_ND.device)) % size
         self.pool_ND[slots_N] = vectors_ND
         self.pool_count += len(vectors_ND)
@@ -163,7 +173,7 @@ class VectorQuantizer(nn.Module):
         self.codebook_KD.copy_(self.ema_sum_KD / self.ema_count_K[:, None])
         self.updates += 1
         if int(self.updates) % self.config.restart_interval == 0:
-            self._restart_dead_codes(_gather_ranks(vectors_ND))
+            self._restart_dead_codes(gather_ranks(vectors_ND))
 
     def _restart_dead_codes(self, vectors_ND: torch.Tensor) -> None:
         mean = self.ema_count_K.mean()
@@ -206,14 +216,16 @@ def _nearest_codes(x_BTD: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tens
 
 
 @torch.no_grad()
-def kmeans(vectors_ND: torch.Tensor, num_codes: int, generator: torch.Generator) -> torch.Tensor:
-    """`KMEANS_PASSES` passes of Lloyd's algorithm from a random distinct sample -> centres `[K, D]`.
+def kmeans(
+    vectors_ND: torch.Tensor, num_codes: int, generator: torch.Generator, *, passes: int = KMEANS_PASSES
+) -> torch.Tensor:
+    """`passes` passes of Lloyd's algorithm from a random distinct sample -> centres `[K, D]`.
 
     An emptied cluster takes the vector farthest from its centre. Needs at least `num_codes` vectors.
     """
     order_N = torch.randperm(len(vectors_ND), generator=generator).to(vectors_ND.device)
     centres_KD = vectors_ND[order_N[:num_codes]].clone()
-    for _ in range(KMEANS_PASSES):
+    for _ in range(passes):
         parts = [torch.cdist(chunk, centres_KD).min(-1) for chunk in vectors_ND.split(CHUNK)]
         ids_N = torch.cat([p.indices for p in parts])
         distance_N = torch.cat([p.values for p in parts])
@@ -237,7 +249,7 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _gather_ranks(x_ND: torch.Tensor) -> torch.Tensor:
+def gather_ranks(x_ND: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks in rank order; `x_ND` itself without torch.distributed."""
     if _world_size() == 1:
         return x_ND

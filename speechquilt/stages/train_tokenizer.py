@@ -22,10 +22,11 @@ from speechquilt.data.sources.speech_corpora import Mix, SpeechCorpus
 from speechquilt.evals.measures import Measure, Promise, at_least, at_most, is_true
 from speechquilt.evals.wer import cer, wer
 from speechquilt.stages.encode import encode_all
+from speechquilt.stages.first_codebook import first_codebook
 from speechquilt.stages.held_out import note, stops
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.supervised import Head, SupervisedTokenizer, SupervisedTokenizerConfig
-from speechquilt.tokenizer.whisper import whisper_start
+from speechquilt.tokenizer.whisper import Positions, whisper_start
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
@@ -34,10 +35,11 @@ from speechquilt.types import Utterance
 
 HELD_OUT_BATCH_S = 60.0  # audio that is transcribed at once, padding included
 STREAM_CHUNKS = (1, 37, 160, 1111, 5000)  # samples per call when streaming is compared with offline, in turn
+FIRST = "first"  # folder of the run without the codebook, inside the tokenizer's
 STREAMED = 20  # held-out utterances that are streamed
 FROM_WHISPER = (  # what a Whisper folder decides, whatever the recipe's model says
     "num_mels", "width", "num_heads", "ffn_width", "decoder_layers", "text_vocab_size", "layers_above", "decoder_prompt",
-    "decoder_end", "max_text_ids",
+    "decoder_end", "max_text_ids", "positions_out",
 )  # fmt: skip
 
 MEASURES = (
@@ -75,6 +77,16 @@ class TokenizerRecipe:
     """Sizes of the network and the codebook; text_vocab_size is the most text ids, fewer where the text needs fewer."""
     train: TrainConfig
     """The run: its steps, learning rate, devices and checkpoints."""
+    first: TrainConfig | None = None
+    """A run before it without the codebook, which k-means then makes from what the encoder says of the training audio;
+    its seed should be another one. None: one run, whose codebook starts as model says."""
+    vectors_per_code: int = 8
+    """Vectors of training audio for each code of that k-means; fewer than 4 leave codes that stand for one sound."""
+    kmeans_passes: int = 5
+    """Times that k-means assigns all vectors to the codes, at least 1."""
+    lower_lr: float = 1.0
+    """Learning rate below the codebook as a share of train's. An encoder that learns as fast as the rest runs away from
+    its codes (docs/decisions/0021-codebook.md)."""
     batch_seconds: float = 60.0
     """Most seconds of audio in a batch of one rank, padding included; longer recordings are left out."""
     gain_db: float = 3.0
@@ -95,11 +107,22 @@ class TokenizerRecipe:
     """
     language: str | None = "en"
     """Language in the prompt of that Whisper, such as en; None for its English-only checkpoints."""
+    positions: Positions = "out"
+    """Whisper's position table at the bottleneck: "out" of the vectors and back behind the codebook, "kept" in them, or
+    "twice" as in the paper, which undoes what Whisper has learnt."""
 
     def __post_init__(self) -> None:
         for key in ("threads", "evaluate_every"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 0; 0 is none")
+        for key in ("vectors_per_code", "kmeans_passes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.first and self.model.vq_warmup_updates:
+            raise ValueError(
+                f"first and model.vq_warmup_updates={self.model.vq_warmup_updates} both begin without a codebook; set the latter "
+                "to 0"
+            )
 
 
 def train_tokenizer(
@@ -115,11 +138,14 @@ def train_tokenizer(
     gets the same `train`, and rank 0 writes.
     """
     model = new_model(recipe, text_tokenizer)
+    if recipe.first and checkpoint.latest(folder) is None:
+        model = run_without_codebook(recipe, recipe.first, model, train, folder / FIRST)
     loader = new_loader(recipe, model, train)
     if loader.rejects and distributed.rank() == 0:
         print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")
     objective = partial(asr_objective, augment=recipe.augment.build() if recipe.augment else None)
-    trainer = Trainer(recipe.train, model, objective, loader, folder, name="tokenizer")
+    settings = replace(recipe.train, lr_scale=lower_rates(model, recipe.lower_lr) | recipe.train.lr_scale)
+    trainer = Trainer(settings, model, objective, loader, folder, name="tokenizer")
     try:
         for step in stops(recipe.evaluate_every, recipe.train.steps, folder):
             done = trainer.train(stop_after=step)
@@ -141,11 +167,44 @@ def train_tokenizer(
     }
 
 
+def run_without_codebook(
+    recipe: TokenizerRecipe,
+    settings: TrainConfig,
+    model: SupervisedTokenizer,
+    train: Sequence[Utterance] | SpeechCorpus | Mix,
+    folder: Path,
+) -> SupervisedTokenizer:
+    """Train with the bottleneck open, then put a codebook of k-means into it. Goes on from where it stopped."""
+    model.quantizer.close()
+    loader = new_loader(replace(recipe, train=settings), model, train)
+    try:
+        Trainer(settings, model, asr_objective, loader, folder, name="no codebook yet").train()
+        if distributed.world_size() > 1:  # its own copy may be a shard of the model
+            model = new_model(recipe, model.text_tokenizer).to(model.device)
+            checkpoint.load_model(folder, model)
+        wanted = recipe.vectors_per_code * model.config.codebook_size
+        codebook_KD = first_codebook(
+            model, loader, folder, vectors=wanted, passes=recipe.kmeans_passes, seed=settings.seed
+        )
+    finally:
+        loader.close()
+    model.quantizer.open(codebook_KD)
+    return model
+
+
+def lower_rates(model: SupervisedTokenizer, share: float) -> dict[str, float]:
+    """The share for all parameters below the codebook, by the beginnings of their names."""
+    if share == 1.0:
+        return {}
+    below = [f"encoder.layers.{i}." for i in range(model.config.layers_below)]
+    return {name: share for name in ("encoder.conv", *below)}
+
+
 def new_model(recipe: TokenizerRecipe, text_tokenizer: TextTokenizer | None) -> SupervisedTokenizer:
     """Random weights drawn from the model's seed, or those of the recipe's Whisper, with an empty codebook."""
     if recipe.start:
         fields = {key: value for key, value in asdict(recipe.model).items() if key not in FROM_WHISPER}
-        return whisper_start(Path(recipe.start), language=recipe.language, **fields)
+        return whisper_start(Path(recipe.start), language=recipe.language, positions=recipe.positions, **fields)
     if text_tokenizer is None:
         raise ValueError("a tokenizer without start=WHISPER_FOLDER needs a text tokenizer for its ASR heads; train one")
     return replace(recipe.model, text_vocab_size=text_tokenizer.size).build(text_tokenizer)

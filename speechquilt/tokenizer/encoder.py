@@ -46,6 +46,9 @@ class EncoderSizes:
     causal: bool = True
     """True: convolutions and attention hear nothing beyond the block, so tokens can stream. False: plain Whisper, which
     hears the whole window."""
+    positions_out: bool = False
+    """Take the position table, which the lower half added to its input, out of the pooled vectors again, so that no code
+    is spent on where a sound stands. False, as in the paper: the vectors keep it."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -81,11 +84,12 @@ class Attention(nn.Module):
         *,
         memory_BFD: torch.Tensor | None = None,
         past: KeyValues | None = None,
+        known: KeyValues | None = None,
     ) -> tuple[torch.Tensor, KeyValues]:
-        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`). `mask` is True where attention may
-        go."""
+        """Attend to `memory_BFD` (default: to `x_BTD` itself, after the `past`), or to what an earlier call returned
+        for that memory, `known`. `mask` is True where attention may go."""
         source = x_BTD if memory_BFD is None else memory_BFD
-        k, v = self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
+        k, v = known or (self._heads(self.k_proj(source)), self._heads(self.v_proj(source)))
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = F.scaled_dot_product_attention(self._heads(self.q_proj(x_BTD)), k, v, attn_mask=mask)
@@ -166,13 +170,17 @@ class AudioEncoder(nn.Module):
         """
         start = past[0][0].shape[2] if past else 0
         stop = start + x_BFD.shape[1]
-        x_BFD = x_BFD + self.embed_positions.weight[start:stop]
+        position_FD = self.embed_positions.weight[start:stop]
+        x_BFD = x_BFD + position_FD
         mask = self._mask(start, stop, num_frames_B, self.config.block_frames)
         new_past = []
         for i in range(self.config.layers_below):
             x_BFD, key_values = self.layers[i](x_BFD, mask, past[i] if past else None)
             new_past.append(key_values)
-        return self._pool(x_BFD), new_past
+        pooled_BTD = self._pool(x_BFD)
+        if self.config.positions_out:  # the residual stream still holds them
+            pooled_BTD = pooled_BTD - self._pool(position_FD[None])
+        return pooled_BTD, new_past
 
     def upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
         """Quantised vectors of one window -> final encoder states `[B, T, D]`."""

@@ -1,16 +1,26 @@
 """The two ASR heads that teach the codebook to carry words: CTC, and a small Whisper-style attention decoder.
 
-They also read speech tokens back as text. Parameter names are those of transformers' WhisperDecoder.
+They also read speech tokens back as text. Parameter names are those of transformers' WhisperDecoder. A decoder layer
+keeps keys and values between ids, those of the audio from the first id on: `TextDecoder.step` is `forward` in parts.
 Trap: both use one id beyond the text tokenizer's, `num_text`: blank for CTC, start and end of text for a decoder
 without a prompt. Whisper's own decoder has a prompt of several ids and its end inside its vocabulary.
 """
+
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechquilt.tokenizer.encoder import Attention, initialise_blocks
+from speechquilt.tokenizer.encoder import Attention, KeyValues, initialise_blocks
+from speechquilt.tokenizer.loops import repeated_ids
 from speechquilt.types import IGNORE
+
+# A text that is read may have so many ids per second of audio, and a few more: what a decoder that does not stop costs.
+# Fast speech has 5 ids a second of Whisper's, 13 of a text tokenizer with 300 ids.
+MAX_IDS_PER_S = 16.0
+SPARE_IDS = 8
 
 
 class CTCHead(nn.Module):
@@ -40,6 +50,19 @@ class CTCHead(nn.Module):
         return texts
 
 
+@dataclass(frozen=True)
+class LayerKeys:
+    """What one decoder layer keeps between ids: keys and values of the text so far, `[B, H, L, K]`, and of the audio,
+    `[B, H, T, K]`."""
+
+    text: KeyValues
+    audio: KeyValues
+
+    def rows(self, kept: list[int]) -> "LayerKeys":
+        (text_k, text_v), (audio_k, audio_v) = self.text, self.audio
+        return LayerKeys((text_k[kept], text_v[kept]), (audio_k[kept], audio_v[kept]))
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm block: attention to the text so far, to the audio, then a GELU feed-forward layer."""
 
@@ -54,18 +77,51 @@ class DecoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(
-        self, x_BLD: torch.Tensor, causal_LL: torch.Tensor, memory_BTD: torch.Tensor, seen_BT: torch.Tensor
-    ) -> torch.Tensor:
-        x_BLD = x_BLD + self.self_attn(self.self_attn_layer_norm(x_BLD), causal_LL)[0]
-        y_BLD = self.encoder_attn_layer_norm(x_BLD)
-        x_BLD = x_BLD + self.encoder_attn(y_BLD, seen_BT[:, None, None], memory_BFD=memory_BTD)[0]
-        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD))))
+        self,
+        x_BLD: torch.Tensor,
+        mask_LL: torch.Tensor | None,
+        audio_BTD: torch.Tensor,
+        heard_BT: torch.Tensor,
+        past: LayerKeys | None = None,
+    ) -> tuple[torch.Tensor, LayerKeys]:
+        """New ids' vectors, after the `past` if there is one; `heard_BT` is True where there is audio."""
+        y_BLD = self.self_attn_layer_norm(x_BLD)
+        y_BLD, text = self.self_attn(y_BLD, mask_LL, past=past.text if past else None)
+        x_BLD = x_BLD + y_BLD
+        y_BLD, audio = self.encoder_attn(
+            self.encoder_attn_layer_norm(x_BLD),
+            heard_BT[:, None, None],
+            memory_BFD=audio_BTD,
+            known=past.audio if past else None,
+        )
+        x_BLD = x_BLD + y_BLD
+        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), LayerKeys(text, audio)
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """Where a decoder stands that is given a few ids at a time.
+
+    `audio_BTD`: the encoder's states; `heard_BT`: True where there is audio; `num_ids`: ids so far, of every row;
+    `layers`: what each layer keeps, empty before the first id.
+    """
+
+    audio_BTD: torch.Tensor
+    heard_BT: torch.Tensor
+    num_ids: int = 0
+    layers: tuple[LayerKeys, ...] = ()
+
+    def rows(self, kept: list[int]) -> "DecoderState":
+        """The state of these rows alone."""
+        layers = tuple(layer.rows(kept) for layer in self.layers)
+        return DecoderState(self.audio_BTD[kept], self.heard_BT[kept], self.num_ids, layers)
 
 
 class TextDecoder(nn.Module):
     """Text ids given encoder states; learned positions, output tied to the embedding.
 
     Texts begin with the ids of `prompt` and stop with `end`; without them both are the one id beyond the vocabulary.
+    `token_s`: seconds of audio that one encoder state stands for.
     """
 
     def __init__(
@@ -77,6 +133,7 @@ class TextDecoder(nn.Module):
         num_text: int,
         max_ids: int,
         *,
+        token_s: float,
         prompt: tuple[int, ...] = (),
         end: int | None = None,
     ) -> None:
@@ -84,6 +141,7 @@ class TextDecoder(nn.Module):
         self.prompt = prompt or (num_text,)
         self.end = num_text if end is None else end
         self.max_ids = max_ids
+        self.token_s = token_s
         self.embed_tokens = nn.Embedding(num_text if prompt else num_text + 1, width)
         self.embed_positions = nn.Embedding(max_ids + len(self.prompt), width)
         nn.init.normal_(self.embed_tokens.weight, std=width**-0.5)
@@ -92,15 +150,31 @@ class TextDecoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         initialise_blocks(self.layers)
 
-    def forward(self, ids_BL: torch.Tensor, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
-        """`ids_BL` begin with `prompt` -> logits of the next id `[B, L, V + 1]`."""
-        length, num_tokens = ids_BL.shape[1], states_BTD.shape[1]
-        causal_LL = torch.ones(length, length, dtype=torch.bool, device=ids_BL.device).tril()
-        seen_BT = torch.arange(num_tokens, device=ids_BL.device) < num_tokens_B[:, None]
-        x_BLD = self.embed_tokens(ids_BL) + self.embed_positions.weight[:length]
+    def forward(
+        self, ids_BL: torch.Tensor, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor, first: int = 0
+    ) -> torch.Tensor:
+        """`ids_BL` begin with `prompt` -> logits of the id after each, from number `first` on, `[B, L - first, V]`."""
+        state = self.init_state(states_BTD, num_tokens_B)
+        x_BLD, mask_LL = self._embedded(ids_BL, 0)
         for layer in self.layers:
-            x_BLD = layer(x_BLD, causal_LL, states_BTD, seen_BT)
-        return F.linear(self.layer_norm(x_BLD), self.embed_tokens.weight)
+            x_BLD, _ = layer(x_BLD, mask_LL, state.audio_BTD, state.heard_BT)
+        return self._logits(x_BLD[:, first:])
+
+    def init_state(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> DecoderState:
+        """Before the first id; `num_tokens_B` counts the valid states, at least one in every row."""
+        return DecoderState(
+            states_BTD, torch.arange(states_BTD.shape[1], device=states_BTD.device) < num_tokens_B[:, None]
+        )
+
+    def step(self, ids_BL: torch.Tensor, state: DecoderState) -> tuple[torch.Tensor, DecoderState]:
+        """New ids -> logits of the id after the last, as `forward` on all ids so far gives them, `[B, V]`."""
+        x_BLD, mask_LL = self._embedded(ids_BL, state.num_ids)
+        layers = []
+        for layer, past in zip(self.layers, state.layers or [None] * len(self.layers)):
+            x_BLD, past = layer(x_BLD, mask_LL, state.audio_BTD, state.heard_BT, past)
+            layers.append(past)
+        num_ids = state.num_ids + ids_BL.shape[1]
+        return self._logits(x_BLD[:, -1]), replace(state, num_ids=num_ids, layers=tuple(layers))
 
     def loss(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor, text_BL: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each row's text and its end, summed over ids, `[B]`."""
@@ -109,25 +183,56 @@ class TextDecoder(nn.Module):
                 f"a text of {text_BL.shape[1]} ids exceeds max_text_ids={self.max_ids}; split it or raise it"
             )
         length_B = (text_BL != IGNORE).sum(1)
-        input_BL = torch.cat([self._prompts(text_BL), text_BL.masked_fill(text_BL == IGNORE, self.end)], 1)
-        target_BL = F.pad(text_BL, (len(self.prompt) - 1, 1), value=IGNORE)
-        last_B = len(self.prompt) - 1 + length_B
-        target_BL[torch.arange(len(text_BL), device=text_BL.device), last_B] = self.end
-        logits_BLV = self(input_BL, states_BTD, num_tokens_B).float()
+        input_BL = torch.cat(
+            [self._prompts(len(text_BL), text_BL.device), text_BL.masked_fill(text_BL == IGNORE, self.end)], 1
+        )
+        target_BL = F.pad(text_BL, (0, 1), value=IGNORE)
+        target_BL[torch.arange(len(text_BL), device=text_BL.device), length_B] = self.end
+        logits_BLV = self(input_BL, states_BTD, num_tokens_B, first=len(self.prompt) - 1).float()
         return F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, ignore_index=IGNORE, reduction="none").sum(1)
 
     def greedy(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> list[list[int]]:
-        """Most likely next id until the end, at most two ids per speech token of the row, and `max_ids`."""
-        ids_BL, start = self._prompts(num_tokens_B), len(self.prompt)
-        limit_B = (2 * num_tokens_B).clamp(max=self.max_ids)
-        done_B = limit_B == 0
-        while not done_B.all():
-            next_B = self(ids_BL, states_BTD, num_tokens_B)[:, -1].argmax(-1).masked_fill(done_B, self.end)
-            ids_BL = torch.cat([ids_BL, next_B[:, None]], 1)
-            done_B |= (next_B == self.end) | (ids_BL.shape[1] - start >= limit_B)
-        rows = [row.tolist() for row in ids_BL[:, start:]]
-        return [row[: row.index(self.end)] if self.end in row else row for row in rows]
+        """Most likely next id until the end, until a row repeats itself (`loops`), or up to `most_ids`.
 
-    def _prompts(self, like_B: torch.Tensor) -> torch.Tensor:
-        """The prompt, once per row of `like_B`, on its device."""
-        return torch.tensor(self.prompt, device=like_B.device).expand(len(like_B), -1)
+        A row that is finished leaves the batch, and one without audio has no text.
+        """
+        texts: list[list[int]] = [[] for _ in range(len(states_BTD))]
+        limits = [self.most_ids(n) for n in num_tokens_B.tolist()]
+        rows = [row for row, limit in enumerate(limits) if limit]
+        state = self.init_state(states_BTD, num_tokens_B).rows(rows)
+        ids_NL = self._prompts(len(rows), states_BTD.device)
+        while rows:
+            logits_NV, state = self.step(ids_NL, state)
+            next_N = logits_NV.argmax(-1)
+            writing = []
+            for n, (row, i) in enumerate(zip(rows, next_N.tolist())):
+                text = texts[row]
+                if i != self.end:
+                    text.append(i)
+                    extra = repeated_ids(text)
+                    del text[len(text) - extra :]
+                    if not extra and len(text) < limits[row]:
+                        writing.append(n)
+            if len(writing) < len(rows):
+                rows, next_N, state = [rows[n] for n in writing], next_N[writing], state.rows(writing)
+            ids_NL = next_N[:, None]
+        return texts
+
+    def most_ids(self, num_tokens: int) -> int:
+        """The longest text that is read from so many tokens, in ids; none from none."""
+        seconds = num_tokens * self.token_s
+        return min(self.max_ids, math.ceil(MAX_IDS_PER_S * seconds) + SPARE_IDS) if num_tokens else 0
+
+    def _embedded(self, ids_BL: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Vectors of ids from position `start` on, and where each may look; None: everywhere."""
+        stop = start + ids_BL.shape[1]
+        x_BLD = self.embed_tokens(ids_BL) + self.embed_positions.weight[start:stop]
+        if stop == start + 1:
+            return x_BLD, None
+        return x_BLD, torch.ones(stop - start, stop, dtype=torch.bool, device=ids_BL.device).tril(start)
+
+    def _logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.layer_norm(x_BLD), self.embed_tokens.weight)
+
+    def _prompts(self, num_rows: int, device: torch.device) -> torch.Tensor:
+        return torch.tensor(self.prompt, device=device).expand(num_rows, -1)

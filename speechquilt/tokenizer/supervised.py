@@ -145,6 +145,7 @@ class SupervisedTokenizer(TokenEncoder):
             config.decoder_layers,
             config.text_vocab_size,
             config.max_text_ids,
+            token_s=1 / self.frame_rate,
             prompt=config.decoder_prompt,
             end=config.decoder_end,
         )
@@ -168,6 +169,12 @@ class SupervisedTokenizer(TokenEncoder):
             ctc_B=None if text_BL is None else self.ctc.loss(states_BTD, num_tokens_B, text_BL),
             attention_B=None if text_BL is None else self.decoder.loss(states_BTD, num_tokens_B, text_BL),
         )
+
+    def vectors(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
+        """What reaches the bottleneck: the vectors of all tokens of all rows, `[N, D]` in float32, padding left out."""
+        pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
+        valid_BT = torch.arange(pooled_BTD.shape[1], device=pooled_BTD.device) < num_tokens_B[:, None]
+        return pooled_BTD[valid_BT].float()
 
     @torch.no_grad()
     def read_back(self, tokens: Sequence[np.ndarray], head: Head | None = None) -> list[str]:

@@ -27,7 +27,7 @@ _ENCODING_KEYS = (  # the config fields that the tokens depend on
     "codebook_size",
 )  # fmt: skip
 # Fields that came later. They enter the fingerprint when they are not this, so that older fingerprints stay valid.
-_LATER_KEYS = {"features": "stream", "context_frames": 0}
+_LATER_KEYS = {"features": "stream", "context_frames": 0, "positions_out": False}
 
 StreamState = streaming.StreamState | windows.WindowState
 

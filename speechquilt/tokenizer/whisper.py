@@ -1,13 +1,14 @@
 """Start from Whisper: a Hugging Face folder becomes a speech tokenizer that is ready to be trained (spec 1, 2.1, 2.5).
 
 It reads config.json, safetensors and tokenizer.json, nothing that runs code.
-Trap: the weights are Whisper's, but the model does not compute what Whisper computes. The causal stem, the block mask
-and the streaming features are new to these weights, and the codebook and the CTC head are empty, so its tokens mean
-nothing before training.
+The start keeps what Whisper computes: without pooling, causality and codebook the states are Whisper's, whichever
+way positions pass the bottleneck, except the paper's.
+Trap: pooling, the causal stem, the block mask and the streaming features are new to these weights and cost words at
+once; the codebook and the CTC head are empty, so tokens mean nothing before training.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -31,13 +32,20 @@ _SIZES = {  # our fields that the checkpoint alone decides, and their keys in co
     "decoder_layers": "decoder_layers",
     "text_vocab_size": "vocab_size",
 }
+Positions = Literal["out", "kept", "twice"]
 _DERIVED = ("layers_above", "decoder_prompt", "decoder_end", "max_text_ids")
 
 
-def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -> SupervisedTokenizer:
+def whisper_start(
+    folder: Path, *, language: str | None = "en", positions: Positions = "out", **fields: Any
+) -> SupervisedTokenizer:
     """A tokenizer with Whisper's encoder, decoder and text tokenizer; codebook and CTC head are new, drawn from `seed`.
 
     `language`: the language token of the decoder's prompt; None for the English-only checkpoints, which have none.
+    `positions` of Whisper's table on their way through the bottleneck. "out": taken out of the pooled vectors and put back
+    behind the codebook by the second table. "kept": they stay in the vectors, and the second table starts with zeros.
+    Both keep what Whisper computes. "twice": they stay, and the second table is the first rows of the first, as the
+    released tokenizers start; it adds to every token the positions of another time.
     `fields`: any field of `SupervisedTokenizerConfig` that the checkpoint does not decide. Defaults: the bottleneck in
     the middle of the encoder, 12.5 Hz with 16,384 codes (other poolings: the paper's codebook), read back by the
     attention decoder.
@@ -48,8 +56,8 @@ def whisper_start(folder: Path, *, language: str | None = "en", **fields: Any) -
     folder = Path(folder)
     hf = read_json(folder / "config.json")
     text = _text_tokenizer(folder)
-    config = _config(hf, text, language, fields)
-    weights = _weights(read_folder(folder), config) | _new_weights(config)
+    config = _config(hf, text, language, {"positions_out": positions == "out"} | fields)
+    weights = _weights(read_folder(folder), config, positions) | _new_weights(config)
     return filled(lambda: SupervisedTokenizer(config, TextTokenizer(text)), weights, folder)
 
 
@@ -131,8 +139,8 @@ def _id(text: Tokenizer, token: str) -> int:
     return number
 
 
-def _weights(theirs: dict[str, Tensor], config: SupervisedTokenizerConfig) -> dict[str, Tensor]:
-    """Whisper's tensors under our names; the second position table is the first rows of the first."""
+def _weights(theirs: dict[str, Tensor], config: SupervisedTokenizerConfig, positions: Positions) -> dict[str, Tensor]:
+    """Whisper's tensors under our names, and the second position table."""
     weights = {}
     for name, tensor in theirs.items():
         for prefix, ours in _PARTS.items():
@@ -144,8 +152,16 @@ def _weights(theirs: dict[str, Tensor], config: SupervisedTokenizerConfig) -> di
             f"no tensor {table!r} under {', '.join(_PARTS)}; give a folder of WhisperForConditionalGeneration"
         )
     weights[table] = weights[table][: config.max_frames].clone()
-    weights["encoder.embed_positions2.weight"] = weights[table][: config.max_frames // config.pooling].clone()
+    weights["encoder.embed_positions2.weight"] = _second_positions(weights[table], config.pooling, positions)
     return weights
+
+
+def _second_positions(table_FD: Tensor, pooling: int, positions: Positions) -> Tensor:
+    num_tokens = len(table_FD) // pooling
+    if positions == "twice":
+        return table_FD[:num_tokens].clone()
+    pooled_TD = table_FD[: num_tokens * pooling].unflatten(0, (num_tokens, pooling)).mean(1)
+    return pooled_TD if positions == "out" else torch.zeros_like(pooled_TD)
 
 
 def _new_weights(config: SupervisedTokenizerConfig) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ generators and the sums. Python's and numpy's global generators are not part of 
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,9 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     lr: float
     """Highest learning rate, reached at the end of the warm-up."""
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Factor of the learning rate of some parameters, by the beginning of their names, above 0; the longest beginning
+    counts."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises evenly from 0 to `lr`. 0: it begins to fall at once."""
     min_lr_ratio: float = 0.1
@@ -131,6 +134,9 @@ class TrainConfig:
             raise ValueError(f"spike_factor={self.spike_factor} must be above 1, or null to look for no spikes")
         if self.skip_spikes and self.spike_factor is None:
             raise ValueError("skip_spikes=true needs a spike_factor that says what a spike is; set one, for example 4")
+        for prefix, scale in self.lr_scale.items():
+            if scale <= 0:
+                raise ValueError(f"lr_scale[{prefix!r}]={scale} must be above 0; freeze parameters by requires_grad instead")
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ValueError(f"peak_flops={self.peak_flops} must be positive, or null to look the device up")
 
@@ -186,6 +192,7 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
             device=self.device,
+            lr_scale=config.lr_scale,
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.writer = checkpoint.Writer(

@@ -11,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.encoder import EncoderConfig
+from speechquilt.tokenizer.loops import repeated_ids
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.tokenizer.whisper import whisper_start
 from speechquilt.types import IGNORE
@@ -22,15 +23,13 @@ AS_WHISPER = {"causal": False, "features": "whisper", "pooling": 1, **RATE}
 
 def started(folder: Path, **changes: Any) -> tuple[SupervisedTokenizer, Any]:
     whisper = tiny_tokenizers.whisper(folder, **changes)
-    model = whisper_start(folder, **AS_WHISPER)
-    torch.nn.init.zeros_(model.encoder.embed_positions2.weight)  # there is no codebook for it to stand behind
-    return model, whisper
+    return whisper_start(folder, **AS_WHISPER), whisper
 
 
 def encoded(model: SupervisedTokenizer, mel_BMF: Tensor) -> Tensor:
     num_frames_B = torch.full((len(mel_BMF),), mel_BMF.shape[2] // 2)
-    lower_BFD, _ = model.encoder.lower(model.encoder.stem(mel_BMF), num_frames_B)
-    return model.encoder.upper(lower_BFD, num_frames_B)
+    lower_BTD, _ = model.encoder.lower(model.encoder.stem(mel_BMF), num_frames_B)
+    return model.encoder.upper(lower_BTD, -(-num_frames_B // model.config.pooling))
 
 
 @pytest.mark.parametrize(
@@ -98,13 +97,37 @@ def test_greedy_reading_is_whispers_generate(tmp_path: Path) -> None:
                 if int(logits.argmax()) == model.config.decoder_end:
                     break
                 ids = torch.cat([ids, logits.argmax().view(1, 1)], 1)
+                if extra := repeated_ids(ids[0, prompt.shape[1] :].tolist()):
+                    ids = ids[:, :-extra]
+                    break
             assert row == ids[0, prompt.shape[1] :].tolist()
     assert any(rows)
 
 
+@pytest.mark.parametrize("positions", ["out", "kept"])
+def test_a_start_computes_what_whisper_computes(tmp_path: Path, positions: Any) -> None:
+    whisper = tiny_tokenizers.whisper(tmp_path)
+    model = whisper_start(tmp_path, positions=positions, **AS_WHISPER)
+    mel_BMF = torch.randn(2, 80, 240)
+    with torch.no_grad():
+        theirs_BFD = whisper.model.encoder(mel_BMF).last_hidden_state
+        torch.testing.assert_close(encoded(model, mel_BMF), theirs_BFD, atol=1e-5, rtol=1e-4)
+        twice = whisper_start(tmp_path, positions="twice", **AS_WHISPER)
+        assert (encoded(twice, mel_BMF) - theirs_BFD).abs().max() > 0.1
+
+
+def test_positions_out_of_the_vectors_return_behind_the_codebook_at_every_pooling(tmp_path: Path) -> None:
+    tiny_tokenizers.whisper(tmp_path)
+    fields = {**AS_WHISPER, "pooling": 4, "causal": True, "features": "stream"}
+    out, kept = (whisper_start(tmp_path, positions=p, **fields) for p in ("out", "kept"))  # type: ignore[arg-type]
+    mel_BMF = torch.randn(1, 80, 174)  # the last token has three frames of four
+    with torch.no_grad():
+        torch.testing.assert_close(encoded(out, mel_BMF), encoded(kept, mel_BMF), atol=1e-5, rtol=1e-4)
+
+
 def test_a_start_for_training_is_causal_and_keeps_whispers_weights(tmp_path: Path) -> None:
     whisper = tiny_tokenizers.whisper(tmp_path)
-    model = whisper_start(tmp_path, layers_below=3)
+    model = whisper_start(tmp_path, layers_below=3, positions="twice")
     config = model.config
     assert (config.pooling, config.codebook_size, config.block_frames, config.max_frames) == (4, 16384, 100, 120)
     assert (config.causal, config.features, config.layers_below, config.layers_above) == (True, "stream", 3, 1)

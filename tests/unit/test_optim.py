@@ -48,8 +48,22 @@ def test_schedule_rises_then_falls_to_its_floor(steps, warmup, ratio, schedule):
         assert rates[-1] == pytest.approx(2.0 * ratio)
 
 
-def adamw(model):
-    return optim.adamw(model, lr=0.1, weight_decay=0.5, beta1=0.9, beta2=0.95, device=torch.device("cpu"))
+def adamw(model, **changes):
+    fields = {"lr": 0.1, "weight_decay": 0.5, "beta1": 0.9, "beta2": 0.95, "device": torch.device("cpu")}
+    return optim.adamw(model, **fields | changes)
+
+
+def test_rates_by_the_beginning_of_a_name():
+    model = nn.ModuleDict({"low": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "high": nn.Linear(2, 2)})
+    optimizer = adamw(model, lr_scale={"low.": 0.1, "low.1.": 0.5})
+    rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert rates == pytest.approx(
+        {"low.0.weight": 0.01, "low.0.bias": 0.01, "low.1.weight": 0.05, "low.1.bias": 0.05, "high.weight": 0.1, "high.bias": 0.1}
+    )
+    optim.set_lr(optimizer, 1.0)
+    assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.1, 0.5, 1.0]
+    with pytest.raises(ValueError, match="'lower'"):
+        adamw(model, lr_scale={"lower": 0.1})
 
 
 def test_only_matrices_decay():

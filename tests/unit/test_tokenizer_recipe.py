@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,13 +20,15 @@ from speechquilt.recipes import defaults
 from speechquilt.recipes import tokenizers as presets
 from speechquilt.stages import cost
 from speechquilt.stages import train_tokenizer as recipes
+from speechquilt.stages.first_codebook import collect
 from speechquilt.stages.held_out import read_held_out
 from speechquilt.stages.speech_sources import SpeechSource
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
+from speechquilt.train import checkpoint
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
-from speechquilt.train.trainer import TrainConfig
+from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import AudioBatch, Utterance
 from tests.pages import ANYWHERE, DOCS, commands
 from tests.parity.tiny_tokenizers import whisper
@@ -254,3 +257,64 @@ def test_flops_are_those_that_torch_counts(pooling: int) -> None:
     seconds = tokens * model.token_samples / 16000
     expected = seconds * cost.training_flops_per_s(config, clip_s=seconds, text_ids_per_s=3 / seconds)
     assert counted == pytest.approx(expected, rel=0.002)
+
+
+FIRST_RUN = replace(
+    RECIPE, model=replace(MODEL, vq_warmup_updates=0), first=replace(TRAIN, steps=4, seed=1), vectors_per_code=4, lower_lr=0.1
+)
+
+
+def test_a_first_run_leaves_codes_that_are_means_of_what_its_encoder_says(tmp_path: Path) -> None:
+    train_tokenizer(FIRST_RUN, TEXT, CountingCorpus(9), held_out(), tmp_path)
+    model = recipes.new_model(FIRST_RUN, TEXT)
+    checkpoint.load_model(tmp_path / "first", model)
+    assert not model.quantizer.active
+    codebook_KD = load_file(tmp_path / "first" / "codebook.safetensors")["codebook"]
+    loader = recipes.new_loader(replace(FIRST_RUN, train=FIRST_RUN.first), model, CountingCorpus(9))
+    said_ND = collect(model, loader, 200)
+    distance_N = torch.cdist(said_ND, codebook_KD).min(1).values
+    assert distance_N.mean() < 0.7 * (said_ND - said_ND.mean(0)).norm(dim=1).mean()
+
+
+def test_a_run_that_is_killed_in_either_part_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_tokenizer(FIRST_RUN, TEXT, CountingCorpus(9), held_out(), tmp_path / "whole")
+    steps = Trainer.train_step
+
+    def killed_at(seen: int) -> None:
+        left = iter(range(seen))
+
+        def step(trainer: Trainer) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            steps(trainer)
+
+        monkeypatch.setattr(Trainer, "train_step", step)
+
+    for seen in (2, 3, 5):  # in the first run, at its end, in the second after a checkpoint
+        killed_at(seen)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(FIRST_RUN, TEXT, CountingCorpus(9), held_out(), tmp_path / "killed")
+    monkeypatch.setattr(Trainer, "train_step", steps)
+    assert train_tokenizer(FIRST_RUN, TEXT, CountingCorpus(9), held_out(), tmp_path / "killed") == whole
+    for name, weight in weights(tmp_path / "whole").items():
+        assert torch.equal(weight, weights(tmp_path / "killed")[name]), name
+
+
+def test_what_is_below_the_codebook_moves_at_its_own_rate(tmp_path: Path) -> None:
+    moved = {}
+    for share in (1.0, 0.1):
+        recipe = replace(FIRST_RUN, lower_lr=share, train=replace(TRAIN, steps=1, weight_decay=0.0))
+        train_tokenizer(recipe, TEXT, CountingCorpus(9), held_out(), tmp_path / str(share))
+        before = recipes.new_model(recipe, TEXT)
+        checkpoint.load_model(tmp_path / str(share) / "first", before)
+        after = weights(tmp_path / str(share))
+        moved[share] = {n: (after[n] - w).abs().max().item() for n, w in before.named_parameters()}
+    for name, slow in moved[0.1].items():
+        if name.startswith(("encoder.conv", "encoder.layers.0.")) and moved[1.0][name]:
+            assert slow == pytest.approx(0.1 * moved[1.0][name], rel=0.05), name
+    assert moved[0.1]["decoder.layer_norm.weight"] == pytest.approx(moved[1.0]["decoder.layer_norm.weight"], rel=0.05)
+
+
+def test_two_starts_without_a_codebook_are_refused() -> None:
+    with pytest.raises(ValueError, match="first and model.vq_warmup_updates=2"):
+        replace(RECIPE, first=TRAIN)
