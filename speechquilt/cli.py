@@ -44,6 +44,10 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "toy": Command(
             "speechquilt.recipes.toy.pipeline:ToyConfig", "the whole pipeline on an invented world, 20 minutes"
         ),
+        "real": Command(
+            "speechquilt.recipes.real.real_story:RealConfig",
+            "real weights, speech and text: an open vocabulary, an evening on two cores",
+        ),
         "own": Command("speechquilt.recipes.own:OwnConfig", "the same stages on your folders of speech and text"),
     },
     "train": {

@@ -10,42 +10,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from speechquilt import audio, config
-from speechquilt.data.feed.spoken_documents import as_documents
-from speechquilt.data.shards.spoken import open_shards
+from speechquilt import config
 from speechquilt.data.sources.micro_world import MicroWorld
 from speechquilt.evals.measures import ARROWS
 from speechquilt.evals.results import read_results
-from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import defaults
+from speechquilt.recipes.story_parts import audios, curve, samples, utterance_view
 from speechquilt.recipes.toy.fact_transfer import WITH, WITHOUT
 from speechquilt.recipes.toy.questions import OPTIONS, PAIRS, WRITTEN_ONLY
 from speechquilt.recipes.toy.schema import SCHEMA
-from speechquilt.reports.charts import Curve, Point, UtteranceView
+from speechquilt.reports.charts import Point, UtteranceView
 from speechquilt.reports.result_tables import result_tables, score_charts
 from speechquilt.reports.story_page import (
     Audio,
     IntervalChart,
     Sample,
-    SampleRun,
     Stage,
     StoryPage,
     write_story_page,
 )
-from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
+from speechquilt.stages.encode import text_tokenizer_of
 from speechquilt.stages.stage import Story
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.train.metrics import read_metrics
 from speechquilt.tts.espeak import EspeakTTS
-from speechquilt.types import Document, Segment
-from speechquilt.vocab import Vocab
 
 HOW_ASKED = {"transfer_qa": "answered freely", "transfer": "choice of four"}
 COMPARED = ("baseline", "static", "curriculum")
-NUM_SAMPLES = 4
 ORDER = (*COMPARED, WITHOUT, *OPTIONS, *WRITTEN_ONLY, "speech", "both", *PAIRS)  # of rows and columns
 TITLES = {  # of the tables, by family of measures; "" is shown elsewhere on the page
     "run": "",
@@ -130,7 +120,7 @@ def write(
         audios=_audios(world, speaker, tokenizer),
         audios_note="Held-out sentences as the tokenizer hears them. Below: what its tokens alone are read back as.",
         verdicts=SCHEMA.verdicts(flat),
-        curves=[_curve(story.run_dir / "lm" / run, run.replace("_", " ")) for run in (*COMPARED, WITHOUT)],
+        curves=[curve(story.run_dir / "lm" / run, run.replace("_", " ")) for run in (*COMPARED, WITHOUT)],
         curves_note="Training loss per token. Static and curriculum read more tokens than the baseline per global unit.",
         scores=score_charts(SCHEMA, flat, ORDER),
         scores_note="S→T: asked in speech, answered in text; the others alike. Stories: the words alone tell the right ending in the "
@@ -207,89 +197,20 @@ def _stages(story: Story, flat: Mapping[str, Any]) -> list[Stage]:
     ]  # fmt: skip
 
 
-def _curve(folder: Path, name: str) -> Curve:
-    lines = read_metrics(folder)
-
-    def column(key: str) -> list[float]:
-        return [float("nan") if line.get(key) is None else line[key] for line in lines]
-
-    return Curve(
-        name=name,
-        steps=column("step"),
-        units=column("total_units"),
-        flops=column("total_flops"),
-        speech_loss=column("speech_loss"),
-        text_loss=column("text_loss"),
-    )
-
-
-def _patchers() -> dict[str, Any]:
-    return {kind: PatcherConfig(kind=kind, patch_size=defaults.PATCH_SIZE).build() for kind in ("static", "aligned")}
-
-
-def _opens(vocab: Vocab, segment: Segment, patcher: Any) -> list[bool]:
-    """Patch borders of one speech segment standing alone."""
-    out = vocab.lay_out(Document(id="view", segments=(segment,), source="view"))
-    return patcher(out, 0.0)[0][out.is_speech_T].tolist()
-
-
 def _utterance(world: MicroWorld, speaker: EspeakTTS, tokenizer: SupervisedTokenizer) -> UtteranceView:
     spoken = speaker.speak(world.held_out_sentences(8)[6], speaker.voices[0])
-    (tokens,) = encode_utterances(tokenizer, [spoken])
-    wave = audio.resample(spoken.audio, tokenizer.sample_rate)
-    mel_MF = audio.LogMel(num_mels=80, mode="stream")(torch.from_numpy(wave.samples_S)[None])[0].numpy()
-    segment = Segment(modality="speech", ids_T=tokens.ids_T, unit_end_T=tokens.unit_end_T)
-    vocab = Vocab(num_text=1, num_speech=tokenizer.vocab_size)
-    return UtteranceView(
-        mel_MF=mel_MF,
-        duration_s=wave.duration_s,
-        words=spoken.alignment,
-        ids_T=tokens.ids_T.tolist(),
-        frame_rate=tokenizer.frame_rate,
-        patchings={name: _opens(vocab, segment, patcher) for name, patcher in _patchers().items()},
-    )
+    return utterance_view(spoken, tokenizer, defaults.PATCH_SIZE)
 
 
 def _samples(shards: Mapping[str, Path], tokenizer: SupervisedTokenizer) -> list[Sample]:
-    text_tokenizer = text_tokenizer_of(tokenizer)
-    vocab = Vocab(num_text=text_tokenizer.size, num_speech=tokenizer.vocab_size)
-    static = _patchers()["static"]
-    samples = []
-    for source in ("interleaved", "parallel"):
-        folder = open_shards(shards[source])
-        documents = as_documents(folder, text_tokenizer.encode_run)
-        for i in np.linspace(0, len(folder) - 1, NUM_SAMPLES // 2 + 2, dtype=int)[1:-1].tolist():
-            runs = []
-            for segment in documents[i].segments:
-                if segment.modality == "text":
-                    runs.append(SampleRun(modality="text", text=text_tokenizer.decode(segment.ids_T.tolist())))
-                    continue
-                runs.append(
-                    SampleRun(
-                        modality="speech",
-                        text=tokenizer.read_back([segment.ids_T])[0],
-                        ids_T=segment.ids_T.tolist(),
-                        opens_T=_opens(vocab, segment, static),
-                        word_end_T=() if segment.unit_end_T is None else (segment.unit_end_T > 0).tolist(),
-                    )
-                )
-            samples.append(Sample(label=f"{source}: {folder[i].id}", runs=runs, note=folder.text(i)))
-    return samples
+    shown = {source: shards[source] for source in ("interleaved", "parallel")}
+    return samples(shown, tokenizer, text_tokenizer_of(tokenizer), defaults.PATCH_SIZE)
 
 
 def _audios(world: MicroWorld, speaker: EspeakTTS, tokenizer: SupervisedTokenizer) -> list[Audio]:
     texts = world.held_out_sentences(len(speaker.voices))
-    spoken = [speaker.speak(text, voice) for text, voice in zip(texts, speaker.voices)]
-    heard = tokenizer.read_back([t.ids_T for t in encode_utterances(tokenizer, spoken)])
-    return [
-        Audio(
-            label=f"voice {voice}",
-            wav=audio.to_wav_bytes(audio.resample(u.audio, tokenizer.sample_rate)),
-            transcript=u.text,
-            note=f"read back from its tokens: {text}",
-        )
-        for voice, u, text in zip(speaker.voices, spoken, heard)
-    ]
+    spoken = {f"voice {voice}": speaker.speak(text, voice) for text, voice in zip(texts, speaker.voices)}
+    return audios(spoken, tokenizer)
 
 
 def _facts(settings: Any, flat: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,298 @@
+"""`speechquilt story real`: from Whisper, a text model and speech of free voices to a speech-text model of open vocabulary.
+
+Cost of the default (`scale` 1): about two hours and three quarters on two CPU cores, by stage in `sizes`. Started again it
+goes on where it stopped, wherever it was killed.
+Trap: sentences held out for measuring must be in no text that a language model reads; the texts are made after the corpus,
+without them.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import speechquilt
+from speechquilt.config import fingerprint
+from speechquilt.data.feed.spoken_parts import SpokenParts
+from speechquilt.data.interleaving.synthetic import InterleaveConfig
+from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
+from speechquilt.data.sources.speech_corpora import Entry, FolderCorpus
+from speechquilt.data.sources.speech_folder import read_utterances
+from speechquilt.data.sources.wordnet import example_sentences
+from speechquilt.evals.results import write_results
+from speechquilt.jobs import bulk
+from speechquilt.jobs.encode_text import encode_corpus
+from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
+from speechquilt.jobs.tokenize_audio import tokenize_folder
+from speechquilt.recipes.real import given, promises, sizes
+from speechquilt.recipes.real.given import Needed
+from speechquilt.recipes.real.real_evals import RealEvalsConfig, evaluate
+from speechquilt.recipes.real.real_texts import RealTextsConfig, write_texts
+from speechquilt.recipes.real.sizes import shrunk_run
+from speechquilt.reports import charts
+from speechquilt.stages.encode import load_text_tokenizer
+from speechquilt.stages.spoken_corpus import HELD_OUT, TRAIN, SpokenCorpusConfig, speak_corpus
+from speechquilt.stages.stage import Story, remembered
+from speechquilt.stages.train_lm import LMRecipe, train_lm
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_on_shards
+from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.text import TextTokenizer, spoken_form
+from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.types import Utterance
+
+SHARDS = "shards"  # in the folder of a stage
+SLICE_MIB = 1 / 16  # of text in a task: few texts, and every worker should have some
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealConfig:
+    """Every number of the real story."""
+
+    run_dir: str = "runs/real"
+    """Folder that holds the story; started again in it, the story goes on where it stopped."""
+    scale: float = 1.0
+    """Share of the work: sentences, steps, texts and items are so many times those of the other settings; above 0. 1 is an
+    evening on two cores, 0.05 some ten minutes that show every stage and teach little."""
+    whisper: str = sizes.WHISPER
+    """Folder of the Whisper that the speech tokenizer starts from."""
+    language: str | None = None
+    """Language in the prompt of that Whisper, such as en; none for its English-only checkpoints."""
+    base: str = sizes.BASE
+    """Folder of the Llama, Qwen2 or Qwen3 that both language models start from."""
+    corpus: SpokenCorpusConfig = sizes.CORPUS
+    """Who speaks, and how much."""
+    rows: JoinedSpeechConfig = sizes.ROWS
+    """How sentences are joined to train the speech tokenizer."""
+    tokenizer: TokenizerRecipe = sizes.TOKENIZER
+    """How the speech tokenizer is trained; its start is whisper."""
+    text_ids: int = sizes.TEXT_IDS
+    """Most ids of the text tokenizer that the text-to-token model reads with, which is its own and small."""
+    text_to_token: TextToTokenRecipe = sizes.TEXT_TO_TOKEN
+    """How the text-to-token model is trained."""
+    texts: RealTextsConfig = RealTextsConfig()
+    """Which texts the language models read, and how much of them."""
+    interleave: InterleaveConfig = InterleaveConfig(languages=("en",))
+    """Which words of the texts become speech."""
+    noise_sample: float = 0.1
+    """Share of the spoken spans that are read back to measure the noise, 0 to 1."""
+    plain: LMRecipe = sizes.PLAIN
+    """How the plain language model is trained; its warm start is base."""
+    latent: LMRecipe = sizes.LATENT
+    """How the latent language model is trained; its warm start is base."""
+    evals: RealEvalsConfig = RealEvalsConfig()
+    """What is measured, and on how much."""
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale={self.scale} must be above 0; 1 is the whole story, 0.05 a short one")
+
+    def run(self) -> None:
+        with remembered(self, Path(self.run_dir)):
+            story(self)
+
+
+def carried_out(config: RealConfig) -> RealConfig:
+    """`scale`, `whisper`, `language` and `base` put where they act: the settings that the stages follow."""
+    k = config.scale
+    quantizer = replace(config.tokenizer.model, vq_warmup_updates=int(config.tokenizer.model.vq_warmup_updates * k))
+    return replace(
+        config,
+        scale=1.0,
+        corpus=sizes.shrunk_corpus(config.corpus, k),
+        tokenizer=replace(
+            config.tokenizer,
+            model=quantizer,
+            train=shrunk_run(config.tokenizer.train, k),
+            start=config.whisper,
+            language=config.language,
+        ),
+        text_to_token=replace(config.text_to_token, train=shrunk_run(config.text_to_token.train, k)),
+        texts=config.texts.shrunk(k),
+        plain=replace(config.plain, train=shrunk_run(config.plain.train, k), warm_start=config.base),
+        latent=replace(config.latent, train=shrunk_run(config.latent.train, k), warm_start=config.base),
+        evals=config.evals.shrunk(k),
+    )
+
+
+def story(config: RealConfig) -> Path:
+    """Run all stages; returns the path of report.html. What is complete is skipped, what was interrupted continues.
+
+    Raises FileNotFoundError naming everything that has to be fetched first.
+    """
+    charts.require()  # the report's, before the work and not after it
+    full = carried_out(config)
+    given.check(_needed(full))
+    stages = Story(Path(full.run_dir))
+    corpus = _corpus(full, stages)
+    tokenizer = _tokenizer(full, stages, corpus)
+    tokens = stages.stage(
+        "tokens",
+        full.base,
+        lambda folder: _tokens(full, corpus, tokenizer, folder),
+        what="the recordings as speech tokens: documents, pairs, and spoken texts to interleave",
+    )
+    speaker = stages.stage(
+        "text_to_token",
+        [full.text_ids, full.text_to_token],
+        lambda folder: _text_to_token(full, tokenizer, tokens, folder),
+        what="a text-to-token model: text in, speech tokens with word ends out",
+    )
+    texts = stages.stage(
+        "texts",
+        full.texts,
+        lambda folder: write_texts(full.texts, held_out_sentences(corpus), folder),
+        what="texts to read, without the sentences that are measured on",
+    )
+    interleaved = stages.stage(
+        "interleaved",
+        [full.interleave, full.noise_sample],
+        lambda folder: _interleaved(full, texts, speaker, tokenizer, folder),
+        what="the texts with some of their words spoken by the text-to-token model",
+    )
+    text = stages.stage(
+        "text",
+        {},
+        lambda folder: _text(full, texts, tokenizer, folder),
+        what="the texts as they are",
+    )
+    shards = {
+        "text": text / SHARDS,
+        "interleaved": interleaved / SHARDS,
+        **{source: tokens / SHARDS / source for source in ("speech", "asr", "tts", "parallel")},
+    }
+    runs = {"plain": full.plain, "latent": full.latent}
+    for name, recipe in runs.items():
+        _language_model(stages, name, recipe, shards, tokenizer)
+    stages.stage(
+        "evals",
+        full.evals,
+        lambda folder: evaluate(full.evals, full.text_to_token.engine, runs, stages.run_dir),
+        what="word errors by voice and by length of span, text kept, and speech that is understood",
+    )
+    return _finish(config, stages)
+
+
+def _needed(full: RealConfig) -> list[Needed]:
+    weights = "run `make weights`, or give a Hugging Face folder"
+    return [
+        Needed("Whisper", Path(full.whisper) / "config.json", f"{weights} by --whisper"),
+        Needed("the text model", Path(full.base) / "config.json", f"{weights} by --base"),
+        Needed("WordNet", Path(full.texts.folder) / "wordnet" / "data.noun", "run `make texts`"),
+    ]
+
+
+def _corpus(full: RealConfig, stages: Story) -> Path:
+    def make(folder: Path) -> dict[str, Any]:
+        sentences = example_sentences(Path(full.texts.folder) / "wordnet")
+        return speak_corpus(sentences, folder, full.corpus, workers=len(os.sched_getaffinity(0)))
+
+    return stages.stage(
+        "corpus", full.corpus, make, what=f"example sentences of a dictionary in {len(full.corpus.voices)} voices"
+    )
+
+
+def _tokenizer(full: RealConfig, stages: Story, corpus: Path) -> Path:
+    def make(folder: Path) -> dict[str, Any]:
+        rows = full.rows.build(FolderCorpus(corpus / TRAIN))
+        return train_tokenizer(
+            full.tokenizer, None, rows, utterances(corpus / HELD_OUT)[: full.evals.sentences], folder
+        )
+
+    return stages.stage(
+        "tokenizer",
+        [full.rows, full.tokenizer],
+        make,
+        what="a supervised speech tokenizer from Whisper",
+    )
+
+
+def utterances(folder: Path) -> list[Utterance]:
+    """The recordings of a part of the corpus that fits into memory."""
+    return [read for read in read_utterances(folder) if isinstance(read, Utterance)]
+
+
+def held_out_sentences(corpus: Path) -> set[str]:
+    """Spoken forms of all sentences that are measured on; the unseen voice says the same."""
+    recordings = FolderCorpus(corpus / HELD_OUT)
+    entries = [recordings.entry(i) for i in range(len(recordings))]
+    return {spoken_form(entry.text) for entry in entries if isinstance(entry, Entry)}
+
+
+def _tokens(full: RealConfig, corpus: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    """Pairs are spelled with the ids of the base, which is to learn from them."""
+    tokenize_folder(corpus / TRAIN, folder / SHARDS, tokenizer, text_tokenizer=Path(full.base))
+    return _counted("speech", folder / SHARDS / "speech")
+
+
+def _text_to_token(full: RealConfig, tokenizer: Path, tokens: Path, folder: Path) -> dict[str, Any]:
+    spoken = tokens / SHARDS / "parallel"
+    texts = TextTokenizer.train((spoken_form(item.text) for item in SpokenParts.open([spoken])), full.text_ids)
+    ear = SupervisedTokenizer.load(tokenizer)
+    return train_on_shards(full.text_to_token, ear, [spoken], folder, text_tokenizer=texts)
+
+
+def _interleaved(full: RealConfig, texts: Path, speaker: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    interleave_corpus(
+        str(texts / "train"),
+        folder / SHARDS,
+        speaker,
+        tokenizer=tokenizer,
+        text_tokenizer=Path(full.base),
+        rule=full.interleave,
+        settings=InterleaveSettings(slice_mib=SLICE_MIB, noise_sample=full.noise_sample),
+    )
+    stats = json.loads((folder / SHARDS / bulk.STATS).read_text(encoding="utf-8"))
+    noise = {
+        f"interleaved.noise.{kind}.{key}": value
+        for kind, rate in stats["noise_rates"].items()
+        for key, value in rate.items()
+    }
+    return {**_counted("interleaved", folder / SHARDS), "shards.interleaved.ratio": stats["ratio"], **noise}
+
+
+def _text(full: RealConfig, texts: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    encode_corpus(str(texts / "train"), folder / SHARDS, Path(full.base), tokenizer)
+    return _counted("text", folder / SHARDS)
+
+
+def _counted(source: str, shards: Path) -> dict[str, Any]:
+    """What a finished folder of shards says that it holds."""
+    manifest = json.loads((shards / "shards.json").read_text(encoding="utf-8"))
+    counts = {f"{modality}_tokens": n for modality, n in manifest["tokens"].items()}
+    counts |= {"documents": manifest["documents"], "rejects": sum(manifest["rejects"].values())}
+    return {f"shards.{source}.{key}": n for key, n in counts.items()}
+
+
+def _language_model(stages: Story, name: str, recipe: LMRecipe, shards: dict[str, Path], tokenizer: Path) -> None:
+    texts = load_text_tokenizer(Path(recipe.warm_start))
+    stages.stage(
+        f"lm/{name}",
+        recipe,
+        lambda folder: train_lm(recipe, shards, texts, folder, name, tokenizer_dir=tokenizer),
+        what=f"a speech-text language model from {Path(recipe.warm_start).name}: {name}",
+    )
+
+
+def _finish(config: RealConfig, stages: Story) -> Path:
+    """results.json and report.html from what the stages found; made anew every time, it takes seconds."""
+    from speechquilt.recipes.real import real_page
+
+    flat = {
+        "run.recipe": "real",
+        "run.fingerprint": fingerprint(config),
+        "run.version": speechquilt.__version__,
+        "run.torch": str(torch.__version__),
+        "run.device": "cuda" if torch.cuda.is_available() else "cpu",
+        "run.cores": os.cpu_count() or 1,
+        "run.scale": config.scale,
+        "run.seconds": sum(stages.seconds.values()),
+        **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
+        **stages.results,
+    }
+    results = write_results(stages.run_dir / "results.json", flat, promises.SCHEMA)
+    report = real_page.write(config, stages, flat, Path(config.base))
+    print(f"\nresults  {results}\nreport   {report}\nnext     open the report")
+    return report

@@ -1,0 +1,111 @@
+"""The numbers of the real story: what two CPU cores do in its minutes, and how they shrink together.
+
+Trap: lengths are steps and not minutes, because a clock would end every run elsewhere and a killed one would not end with
+the same bits. The minutes beside them were measured on two cores at `scale` 1.
+"""
+
+from dataclasses import replace
+
+from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
+from speechquilt.model import ladder
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.patcher import PatcherConfig
+from speechquilt.nn.llama import LlamaConfig
+from speechquilt.stages.spoken_corpus import SpokenCorpusConfig
+from speechquilt.stages.train_lm import LMRecipe
+from speechquilt.stages.train_text_to_token import TextToTokenRecipe
+from speechquilt.stages.train_tokenizer import TokenizerRecipe
+from speechquilt.text_to_token.examples import TextToTokenDataConfig
+from speechquilt.text_to_token.generate import EngineConfig
+from speechquilt.tokenizer.whisper_sizes import preset
+from speechquilt.train.trainer import TrainConfig
+
+WHISPER, BASE = ".cache/weights/whisper-tiny.en", ".cache/weights/smollm2-135m-instruct"
+THREADS = 2
+END_OF_TEXT = "<|endoftext|>"  # what stands between documents in SmolLM2's pre-training, whatever its chat tokens are
+
+TEXT_IDS = 1024
+
+CORPUS = SpokenCorpusConfig(sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech")
+ROWS = JoinedSpeechConfig(most=5, row_s=20.0, passes=4)
+TOKENIZER = TokenizerRecipe(
+    model=replace(preset("tiny", 12.5), read_back_head="attention", ctc_weight=0.0),
+    train=TrainConfig(
+        steps=1200,
+        lr=1e-4,
+        warmup_steps=50,
+        beta2=0.98,
+        weight_decay=0.01,
+        log_every=10,
+        checkpoint_every=50,
+        keep_checkpoints=1,
+        num_threads=THREADS,
+    ),
+    batch_seconds=60.0,
+    sorted_epochs=0,
+    start=WHISPER,
+    language=None,
+)
+TEXT_TO_TOKEN = TextToTokenRecipe(
+    llama=LlamaConfig(width=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_width=704),
+    data=TextToTokenDataConfig(rows=8, row_tokens=384),
+    train=TrainConfig(
+        steps=1500, lr=1e-3, warmup_steps=100, checkpoint_every=200, keep_checkpoints=1, num_threads=THREADS
+    ),
+    engine=EngineConfig(temperature=0.7),
+)
+
+# Of 135 million parameters two cores train about 185 tokens in a second, so rows are short and hold little padding.
+PATCH_SIZE = 2  # 160 ms at 12.5 Hz
+WEIGHTS = {"text": 0.3, "interleaved": 0.35, "parallel": 0.2, "speech": 0.05, "asr": 0.1}
+PLAIN = LMRecipe(
+    model=ladder.plain("toy"),  # the base decides the sizes
+    patcher=PatcherConfig(kind="none"),
+    weights=WEIGHTS,
+    pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=256),
+    train=TrainConfig(
+        steps=150,
+        lr=1e-4,
+        warmup_steps=15,
+        weight_decay=0.0,
+        log_every=5,
+        checkpoint_every=50,
+        keep_checkpoints=1,
+        num_threads=THREADS,
+    ),
+    warm_start=BASE,
+    bos_token=END_OF_TEXT,
+    eos_token=END_OF_TEXT,
+)
+LATENT = replace(
+    PLAIN,
+    model=LatentLMConfig(
+        vocab_size=0,
+        global_=ladder.TOY,  # the base's takes its place
+        local_width=256,
+        encoder_layers=1,
+        decoder_layers=2,
+        local_heads=4,
+        local_ffn=704,
+        text_path="bypass",
+    ),
+    patcher=PatcherConfig(kind="static", patch_size=PATCH_SIZE),
+    pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=384),
+)
+
+
+def shrunk(number: int, scale: float, least: int = 1) -> int:
+    """A number of things at another scale."""
+    return max(least, round(number * scale))
+
+
+def shrunk_run(train: TrainConfig, scale: float, least: int = 2) -> TrainConfig:
+    """A run of so many times the steps; its warm-up is the same share of it."""
+    return replace(train, steps=shrunk(train.steps, scale, least), warmup_steps=int(train.warmup_steps * scale))
+
+
+def shrunk_corpus(corpus: SpokenCorpusConfig, scale: float) -> SpokenCorpusConfig:
+    """Fewer sentences in the same voices."""
+    sentences, held_out = shrunk(corpus.sentences, scale, 64), shrunk(corpus.held_out, scale, 16)
+    return replace(corpus, sentences=sentences, held_out=held_out)

@@ -1,0 +1,111 @@
+"""The real story in miniature: with tiny folders of the real layout everywhere, and with real weights where they were fetched.
+
+Tiny: killed in the middle and run again it ends with the numbers of one that was left alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechquilt.evals.results import read_results
+from speechquilt.recipes.real.promises import SCHEMA
+from speechquilt.recipes.real.sizes import END_OF_TEXT
+from tests.dummies import base_text_tokenizer
+from tests.parity import tiny_checkpoints, tiny_tokenizers
+
+TIMED = ("seconds", "minutes", "run.fingerprint")
+TINY = [
+    "--scale=1", "--corpus.voices", "espeak:en-us", "espeak:en-us+f3", "--corpus.unseen-voice=espeak:en-us+m7",
+    "--corpus.sentences=20", "--corpus.held-out=5", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
+    "--tokenizer.train.steps=3", "--tokenizer.train.warmup-steps=1", "--tokenizer.train.num-threads=1", "--tokenizer.train.checkpoint-every=1",
+    "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.vq-warmup-updates=1",
+    "--tokenizer.model.max-frames=400", "--tokenizer.model.context-frames=0",
+    "--text-to-token.llama.width=32", "--text-to-token.llama.num-layers=1", "--text-to-token.llama.ffn-width=64",
+    "--text-to-token.train.steps=3", "--text-to-token.train.warmup-steps=1", "--text-to-token.train.num-threads=1",
+    "--text-to-token.data.rows=2", "--text-ids=300", "--texts.words=400", "--noise-sample=1",
+    "--evals.sentences=4", "--evals.texts=4",
+]  # fmt: skip
+for _run in ("plain", "latent"):
+    TINY += [f"--{_run}.train.steps=3", f"--{_run}.train.warmup-steps=1", f"--{_run}.train.num-threads=1"]
+    TINY += [f"--{_run}.train.checkpoint-every=1", f"--{_run}.pack.rows=2"]
+TINY += ["--latent.model.local-width=16", "--latent.model.local-ffn=32", "--latent.model.local-heads=2"]
+
+
+def given(root: Path) -> list[str]:
+    """Folders of a tiny Whisper, a tiny Llama and a dictionary, as flags."""
+    tiny_tokenizers.whisper(root / "whisper", max_source_positions=400, max_target_positions=160)
+    texts = base_text_tokenizer([], 320, [END_OF_TEXT])
+    tiny_checkpoints.saved(root / "base", "llama", vocab_size=texts.size, bos_token_id=0, eos_token_id=0)
+    texts.save(root / "base" / "tokenizer.json")
+    dictionary(root / "texts" / "wordnet")
+    return [f"--whisper={root / 'whisper'}", f"--base={root / 'base'}", f"--texts.folder={root / 'texts'}"]
+
+
+def dictionary(folder: Path) -> None:
+    """WordNet's layout: 80 meanings with an example each."""
+    rng = np.random.default_rng(0)
+    who, does, what = (
+        ("the old farmer", "a young girl", "my brother"),
+        ("sold", "found", "painted"),
+        ("boats", "apples"),
+    )
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("noun", "verb", "adj", "adv")):
+        lines = ["  1 This is a licence.  "]
+        for i in range(20):
+            said = f"{rng.choice(who)} {rng.choice(does)} {20 * number + i + 100} {rng.choice(what)}"
+            said = said.translate(str.maketrans("0123456789", "abcdefghij"))
+            meaning = f"a thing that {rng.choice(who)} {rng.choice(does)} one day"
+            lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said} in town"  ')
+        (folder / f"data.{name}").write_text("\n".join(lines) + "\n")
+
+
+def start(run_dir: Path, flags: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "speechquilt.cli", "story", "real", f"--run-dir={run_dir}", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def kill_when(process: subprocess.Popen, begun: Path) -> None:
+    """SIGKILL as soon as `begun` exists; the process must not have ended by itself."""
+    while not begun.exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def numbers(run_dir: Path) -> dict:
+    return {k: v for k, v in read_results(run_dir / "results.json", SCHEMA).items() if not k.endswith(TIMED)}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*TINY, *given(tmp_path_factory.mktemp("given"))]
+
+
+def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: list[str]) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    finish(start(whole, flags))
+    kill_when(start(killed, flags), killed / "corpus" / "held_out")
+    kill_when(start(killed, flags), killed / "tokenizer" / "checkpoints" / "step_00000001" / "state.json")
+    kill_when(start(killed, flags), killed / "interleaved" / "shards")
+    kill_when(start(killed, flags), killed / "lm" / "latent" / "checkpoints" / "step_00000001")
+    assert "[tokenizer] complete, skipped" in finish(start(killed, flags))
+    assert numbers(killed) == numbers(whole)
+    assert set(SCHEMA.promised_keys()) <= numbers(whole).keys()
+    assert (
+        "MISSED" in (whole / "report.html").read_text()
+    )  # models of three steps keep no promise, and the page says so
