@@ -9,14 +9,14 @@ person in another key is not a new voice.
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +30,12 @@ from speechquilt.files import make_folder, write_json
 from speechquilt.stages.workers import end_with_parent
 from speechquilt.text import spoken_form
 from speechquilt.tts.voices import VoiceBank, VoiceBankConfig, VoiceName, faster
+from speechquilt.types import Utterance
 
 TRAIN, HELD_OUT, UNSEEN_VOICE = "train", "held_out", "unseen_voice"
 METADATA, REJECTS, STATE = "metadata.jsonl", "rejects.jsonl", "corpus.json"
+UNFINISHED = "unfinished"  # beside the sets, so that these can be read while others are spoken
+SENTENCES_PER_TASK = 64  # a few seconds of work, which a kill costs
 LOOK_EVERY_S = 1.0
 VOICES = (
     "flite:slt",
@@ -111,9 +114,6 @@ class _Task:
         return corpus / self.set_name / f"{self.turn}-{self.first:06d}"
 
 
-SENTENCES_PER_TASK = 64
-
-
 def speak_corpus(
     sentences: Sequence[str], folder: Path, settings: SpokenCorpusConfig = SpokenCorpusConfig(), workers: int = 2
 ) -> dict[str, Any]:
@@ -130,15 +130,17 @@ def speak_corpus(
     tasks = [task for task in _tasks(sets, settings.passes) if not task.folder(folder).is_dir()]
     if tasks:
         _bank(settings)  # what is missing is said here, once
-        for left in folder.glob("*/*.tmp"):
-            shutil.rmtree(left)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         _run(tasks, folder, settings, state, workers)
     return _found(folder, state)
 
 
 def split(sentences: Sequence[str], settings: SpokenCorpusConfig) -> dict[str, list[str]]:
     """The sentences of each set in the order in which they are spoken; no two say the same."""
-    distinct = list({spoken_form(sentence): sentence for sentence in reversed(sentences)}.values())[::-1]
+    by_words: dict[str, str] = {}
+    for sentence in sentences:
+        by_words.setdefault(spoken_form(sentence), sentence)
+    distinct = list(by_words.values())
     if len(distinct) <= settings.held_out:
         raise ValueError(
             f"{len(distinct)} different sentences are too few for held_out={settings.held_out} and training"
@@ -179,11 +181,10 @@ def _begin(folder: Path, settings: SpokenCorpusConfig, sets: dict[str, list[str]
 
 def _run(tasks: list[_Task], folder: Path, settings: SpokenCorpusConfig, state: dict[str, Any], workers: int) -> None:
     """Do tasks until all are done or the time is over; held-out sets are done whatever it takes."""
-    context = multiprocessing.get_context("spawn")
     begin, before_s = time.monotonic(), state["seconds"]
     speech_s, waiting, running = 0.0, list(reversed(tasks)), set[Future[tuple[int, float]]]()
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(settings,)) as pool,
+        _pool(workers) as pool,
         tqdm(total=sum(len(task.sentences) for task in tasks), desc="speak", unit="sentence", mininterval=5.0) as bar,
     ):
         try:
@@ -192,7 +193,7 @@ def _run(tasks: list[_Task], folder: Path, settings: SpokenCorpusConfig, state: 
                 if state["seconds"] > 60 * settings.minutes:
                     waiting = [task for task in waiting if task.set_name != TRAIN]
                 while waiting and len(running) < 2 * workers:
-                    running.add(pool.submit(_speak_task, waiting.pop(), folder))
+                    running.add(pool.submit(_speak_task, waiting.pop(), folder, settings))
                 finished, running = wait(running, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
                 for future in finished:
                     done, seconds = future.result()
@@ -200,12 +201,21 @@ def _run(tasks: list[_Task], folder: Path, settings: SpokenCorpusConfig, state: 
                     bar.set_postfix_str(_so_far(speech_s, time.monotonic() - begin, settings, state), refresh=False)
                     bar.update(done)
                     write_json(folder / STATE, state)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "a worker process was killed; what is spoken is kept, run the same again"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> Executor:
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
 
 def _so_far(speech_s: float, seconds: float, settings: SpokenCorpusConfig, state: dict[str, Any]) -> str:
@@ -232,14 +242,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 # --- in a worker
 
-_settings: SpokenCorpusConfig  # in a process of the pool
-
-
-def _begin_worker(settings: SpokenCorpusConfig) -> None:
-    global _settings
-    end_with_parent()
-    _settings = settings
-
 
 @functools.cache
 def _bank(settings: SpokenCorpusConfig) -> VoiceBank:
@@ -247,21 +249,25 @@ def _bank(settings: SpokenCorpusConfig) -> VoiceBank:
     return VoiceBankConfig(voices=(*settings.voices, *unseen), flite_folder=settings.flite_folder).build()
 
 
-def _speak_task(task: _Task, corpus: Path) -> tuple[int, float]:
+def _speak_task(task: _Task, corpus: Path, settings: SpokenCorpusConfig) -> tuple[int, float]:
     """-> sentences done, seconds of speech. The folder appears whole or not at all."""
-    done = task.folder(corpus)
-    temporary = done.with_name(f"{done.name}.{uuid.uuid4().hex}.tmp")
+    temporary = task.folder(corpus / UNFINISHED)
     temporary.mkdir(parents=True)
     rows, rejects = [], []
     for number, sentence in enumerate(task.sentences, task.first):
-        voice, speed = _draw(_settings, task, sentence)
+        voice, speed = _draw(settings, task, sentence)
         try:
-            rows.append(_speak(sentence, voice, speed, temporary / f"{number:06d}.flac"))
+            spoken = faster(_bank(settings).speak(sentence, voice), speed)
+            row = _write(spoken, temporary / f"{number:06d}.flac")
         except ValueError as error:
             rejects.append({"text": sentence, "voice": voice, "detail": str(error)})
-    for name, lines in ((METADATA, rows), (REJECTS, rejects)):
+        else:
+            rows.append(row | {"voice": voice, "speed": speed})
+    for name, lines in ((METADATA, rows), (REJECTS, rejects)) if rejects else ((METADATA, rows),):
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (temporary / name).write_text(content, encoding="utf-8")
+    done = task.folder(corpus)
+    done.parent.mkdir(exist_ok=True)
     os.rename(temporary, done)
     return len(task.sentences), sum(row["duration"] for row in rows)
 
@@ -277,16 +283,18 @@ def _draw(settings: SpokenCorpusConfig, task: _Task, sentence: str) -> tuple[str
     return voice, round(1 + settings.speed_spread * rng.uniform(-1, 1, settings.passes)[task.turn], 2)
 
 
-def _speak(sentence: str, voice: str, speed: float, path: Path) -> dict[str, Any]:
-    """Speak one sentence into a FLAC file; -> its row."""
-    spoken = faster(_bank(_settings).speak(sentence, voice), speed)
+def _write(spoken: Utterance, path: Path) -> dict[str, Any]:
+    """An utterance as a FLAC file; -> its row of the table beside it."""
     waveform = audio.check(audio.resample(spoken.audio, audio.SAMPLE_RATE))
     audio.save(path, replace(waveform, samples_S=np.clip(waveform.samples_S, -1, 1)))
+
+    def rounded(time_s: float) -> float:
+        """Down, so that no word ends behind the audio."""
+        return math.floor(min(time_s, waveform.duration_s) * 10_000) / 10_000
+
     return {
         "path": path.name,
-        "text": sentence,
+        "text": spoken.text,
         "duration": round(waveform.duration_s, 4),
-        "words": [[w.text, round(w.start_s, 3), round(w.end_s, 3)] for w in spoken.alignment],
-        "voice": voice,
-        "speed": speed,
+        "words": [[w.text, rounded(w.start_s), rounded(w.end_s)] for w in spoken.alignment],
     }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechquilt import protocols
-from speechquilt.tts.espeak import SAMPLE_RATE, EspeakTTS, EspeakTTSConfig
+from speechquilt.tts.espeak import LATE, MIN_GAP_S, SAMPLE_RATE, EspeakTTS, EspeakTTSConfig
 from speechquilt.types import Utterance
 
 TEXT = "where does tom live? rome. the cat of the farm is in the red boat. i want to go."
@@ -55,9 +55,9 @@ def test_words_sound_and_gaps_do_not(speaker: EspeakTTS, voice: str) -> None:
         assert _rms(_cut(said, word.start_s, word.end_s)) > 0.15 * whole
         gap_s = after.start_s - word.end_s
         if word.text[-1] in ".?":
-            assert gap_s > tts.MIN_GAP_S
+            assert gap_s > MIN_GAP_S
         if gap_s > 0:
-            late_s = tts.LATE / SAMPLE_RATE
+            late_s = LATE / SAMPLE_RATE
             assert _rms(_cut(said, word.end_s, after.start_s - late_s)) < 0.03 * whole
 
 
@@ -67,9 +67,9 @@ def test_a_word_is_where_it_is_said_to_be(speaker: EspeakTTS) -> None:
     word = said.alignment[-1]
     assert word.end_s - word.start_s == pytest.approx(alone.alignment[0].end_s, abs=0.03)
     other = speaker.speak("where does tom live? oslo.", "en-us")
-    n = int(word.start_s * SAMPLE_RATE) - tts.LATE
+    n = int(word.start_s * SAMPLE_RATE) - LATE
     np.testing.assert_array_equal(said.audio.samples_S[:n], other.audio.samples_S[:n])
-    m = n + 2 * tts.LATE
+    m = n + 2 * LATE
     assert np.abs(said.audio.samples_S[n:m] - other.audio.samples_S[n:m]).max() > 0
 
 
@@ -81,7 +81,7 @@ def test_pauses_are_cut_but_words_are_not() -> None:
         assert a.end_s - a.start_s == pytest.approx(b.end_s - b.start_s)
         np.testing.assert_array_equal(_cut(long, a.start_s, a.end_s)[5:-5], _shifted(short, b.start_s, a)[5:-5])
     gaps = [b.start_s - a.end_s for a, b in zip(short.alignment, short.alignment[1:])]
-    assert max(gaps) <= 0.08 + 2 * tts.LATE / SAMPLE_RATE
+    assert max(gaps) <= 0.08 + 2 * LATE / SAMPLE_RATE
 
 
 def _shifted(said: Utterance, start_s: float, like) -> np.ndarray:
