@@ -22,14 +22,15 @@ from tests.parity import tiny_checkpoints, tiny_tokenizers
 TIMED = ("seconds", "minutes", "run.fingerprint")
 TINY = [
     "--scale=1", "--corpus.voices", "espeak:en-us", "espeak:en-us+f3", "--corpus.unseen-voice=espeak:en-us+m7",
-    "--corpus.sentences=20", "--corpus.held-out=5", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
+    "--corpus.sentences=40", "--corpus.passes=1", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
     "--tokenizer.train.steps=3", "--tokenizer.train.warmup-steps=1", "--tokenizer.train.num-threads=1", "--tokenizer.train.checkpoint-every=1",
-    "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.vq-warmup-updates=1",
+    "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16",
+    "--tokenizer.first=steps=2,warmup_steps=1,num_threads=1,lr=1e-4,checkpoint_every=1,seed=1",
     "--tokenizer.model.max-frames=400", "--tokenizer.model.context-frames=0",
     "--text-to-token.llama.width=32", "--text-to-token.llama.num-layers=1", "--text-to-token.llama.ffn-width=64",
     "--text-to-token.train.steps=3", "--text-to-token.train.warmup-steps=1", "--text-to-token.train.num-threads=1",
     "--text-to-token.data.rows=2", "--text-ids=300", "--texts.words=400", "--noise-sample=1",
-    "--evals.sentences=4", "--evals.texts=4",
+    "--evals.sentences=6", "--evals.floor=1", "--evals.texts=2", "--evals.spans=2", "--evals.pairs=2",
 ]  # fmt: skip
 for _run in ("plain", "latent"):
     TINY += [f"--{_run}.train.steps=3", f"--{_run}.train.warmup-steps=1", f"--{_run}.train.num-threads=1"]
@@ -44,6 +45,7 @@ def given(root: Path) -> list[str]:
     tiny_checkpoints.saved(root / "base", "llama", vocab_size=texts.size, bos_token_id=0, eos_token_id=0)
     texts.save(root / "base" / "tokenizer.json")
     dictionary(root / "texts" / "wordnet")
+    books(root / "texts")
     return [f"--whisper={root / 'whisper'}", f"--base={root / 'base'}", f"--texts.folder={root / 'texts'}"]
 
 
@@ -64,6 +66,20 @@ def dictionary(folder: Path) -> None:
             meaning = f"a thing that {rng.choice(who)} {rng.choice(does)} one day"
             lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said} in town"  ')
         (folder / f"data.{name}").write_text("\n".join(lines) + "\n")
+
+
+def books(folder: Path) -> None:
+    """Chapters and sayings in the layout that `make texts` leaves."""
+    words = "and the old man went down to the sea with his three sons to look for a boat".split()
+    (folder / "bible").mkdir()
+    (folder / "fortunes").mkdir()
+    rng = np.random.default_rng(1)
+    runs = [" ".join(rng.permutation(words)) for _ in range(120)]
+    verses = [f"Ge{1 + i // 3}:{1 + i % 3} {run}" for i, run in enumerate(runs)]
+    (folder / "bible" / "verses").write_text("\n".join(verses) + "\n")
+    sayings = [f"{first} {second}" for first, second in zip(runs, reversed(runs))]
+    (folder / "fortunes" / "wisdom").write_text("\n%\n".join(sayings))
+    (folder / "fortunes" / "wisdom.dat").write_bytes(b"")
 
 
 def start(run_dir: Path, flags: list[str]) -> subprocess.Popen:
@@ -105,7 +121,8 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: li
     kill_when(start(killed, flags), killed / "lm" / "latent" / "checkpoints" / "step_00000001")
     assert "[tokenizer] complete, skipped" in finish(start(killed, flags))
     assert numbers(killed) == numbers(whole)
-    assert set(SCHEMA.promised_keys()) <= numbers(whole).keys()
+    missing = set(SCHEMA.promised_keys()) - numbers(whole).keys()
+    assert all(key.startswith("heard.human") for key in missing), missing  # the recordings may be absent
     assert (
         "MISSED" in (whole / "report.html").read_text()
     )  # models of three steps keep no promise, and the page says so
