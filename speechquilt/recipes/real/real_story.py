@@ -56,7 +56,8 @@ class RealConfig:
     """Folder that holds the story; started again in it, the story goes on where it stopped."""
     scale: float = 1.0
     """Share of the work: sentences, steps, texts and items are so many times those of the other settings; above 0. 1 is an
-    evening on two cores, 0.05 some ten minutes that show every stage and teach little."""
+    evening on two cores, 0.05 some ten minutes that show every stage and teach little. Below 1 the codebook shrinks too,
+    since every code needs its sounds."""
     whisper: str = sizes.WHISPER
     """Folder of the Whisper that the speech tokenizer starts from."""
     language: str | None = None
@@ -101,12 +102,14 @@ def carried_out(config: RealConfig) -> RealConfig:
     """`scale`, `whisper`, `language` and `base` put where they act: the settings that the stages follow."""
     k = config.scale
     first = config.tokenizer.first
+    codes = shrunk(config.tokenizer.model.codebook_size, min(k, 1.0), sizes.LEAST_CODES)
     return replace(
         config,
         scale=1.0,
         corpus=sizes.shrunk_corpus(config.corpus, k),
         tokenizer=replace(
             config.tokenizer,
+            model=replace(config.tokenizer.model, codebook_size=codes),
             first=None if first is None else shrunk_run(first, k),
             train=shrunk_run(config.tokenizer.train, k),
             start=config.whisper,
@@ -179,11 +182,13 @@ def story(config: RealConfig) -> Path:
 
 
 def _needed(full: RealConfig) -> list[Needed]:
-    weights = "run `make weights`, or give a Hugging Face folder"
+    """A file of each thing that is used, the last stages' too."""
+    weights, texts = "run `make weights`, or give a Hugging Face folder by", "run `make texts`"
+    files = ("config.json", "tokenizer.json", "preprocessor_config.json")
     return [
-        Needed("Whisper", Path(full.whisper) / "config.json", f"{weights} by --whisper"),
-        Needed("the text model", Path(full.base) / "config.json", f"{weights} by --base"),
-        Needed("texts", Path(full.texts.folder) / "wordnet" / "data.noun", "run `make texts`"),
+        *(Needed("Whisper", Path(full.whisper) / name, f"{weights} --whisper") for name in files),
+        *(Needed("the text model", Path(full.base) / name, f"{weights} --base") for name in files[:2]),
+        *(Needed("texts", Path(full.texts.folder) / name, texts) for name in ("wordnet/data.noun", "bible/verses")),
     ]
 
 

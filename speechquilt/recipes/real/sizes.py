@@ -26,6 +26,7 @@ THREADS = 2
 END_OF_TEXT = "<|endoftext|>"  # what stands between documents in SmolLM2's pre-training, whatever its chat tokens are
 
 TEXT_IDS = 1024
+LEAST_CODES = 256  # however little there is to hear
 
 CORPUS = SpokenCorpusConfig(
     sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech"
