@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +29,29 @@ MIN_GAP_S = 0.03  # a shorter silence after a word is a stop consonant closing, 
 _EVENT_END_OF_LIST, _EVENT_WORD = 0, 1
 _PARAMETER_RATE, _PARAMETER_PITCH, _PARAMETER_RANGE = 1, 3, 4
 _OUTPUT_SYNCHRONOUS, _DONT_EXIT, _CHARS_UTF8, _POSITION_CHARACTER = 2, 0x8000, 1, 1
+_PHONEMES_IPA = 2
+_CLOSING = re.compile(r"""([;:,.!?—…]+)["'”’)\s]*["'“‘(]*\S?$""")  # and the letter of the next clause that is read ahead
 
 _one_at_a_time = threading.Lock()  # espeak-ng is one global speaker
+
+
+@dataclass(frozen=True)
+class Clause:
+    """What is said in one breath: IPA with stress marks and a space between words, and the signs that close it, or ""."""
+
+    ipa: str
+    signs: str
+
+
+def clauses(text: str, language: str) -> list[Clause]:
+    """How espeak-ng pronounces `text`, numbers and abbreviations included: a pure function.
+
+    `language`: a name of espeak-ng's, "en-us". Raises ValueError when it has no such language, ImportError when it is
+    not installed.
+    """
+    with _one_at_a_time, _Library(_loader()) as library:
+        library.set_voice(language)
+        return [clause for clause in library.pronounce(text) if clause.ipa]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,3 +286,15 @@ class _Library:
         if status != 0:
             raise RuntimeError(f"espeak-ng returned error {status} for {text!r}; please report this text")
         return np.concatenate(chunks) if chunks else np.zeros(0, np.float32), events
+
+    def pronounce(self, text: str) -> Iterator[Clause]:
+        """Clause by clause: each call moves a pointer to the text that is not read yet."""
+        to_phonemes = self._library.espeak_TextToPhonemes
+        to_phonemes.restype = ctypes.c_char_p
+        data = text.replace("\0", " ").encode()
+        rest = ctypes.c_char_p(data)
+        while left := rest.value:
+            ipa = to_phonemes(ctypes.byref(rest), _CHARS_UTF8, _PHONEMES_IPA) or b""
+            read = left[: len(left) - len(rest.value or b"")].decode(errors="ignore")
+            closing = _CLOSING.search(read)
+            yield Clause(ipa.decode().strip(), closing[1] if closing else "")
