@@ -73,6 +73,12 @@ class InterleaveSettings:
     """Of the model's weights."""
     rows: int | None = None
     """Spans that are spoken at once; none: what suits the device (128, on a GPU 1024)."""
+    temperature: float = EngineConfig.temperature
+    """Of the sampling of speech tokens: 0 always takes the most likely one, 1 samples as the model predicts; lower varies
+    less.
+    """
+    top_p: float = EngineConfig.top_p
+    """Sample among the most likely tokens that together have this probability, above 0 and up to 1."""
 
     def __post_init__(self) -> None:
         if self.passes < 1:
@@ -83,6 +89,22 @@ class InterleaveSettings:
             )
         if not 0 <= self.noise_sample <= 1:
             raise ValueError(f"noise_sample={self.noise_sample} must be between 0 and 1, a share of the spoken spans")
+        self.engine("cpu")  # which knows the rules of sampling
+
+    def engine(self, device: str) -> EngineConfig:
+        """A GPU takes as many rows as memory allows; more rows than a core's caches hold only make it slower."""
+        rows = self.rows or (EngineConfig.max_rows if device == "cpu" else CUDA_ROWS)
+        return EngineConfig(
+            max_rows=rows,
+            cache_tokens=max(EngineConfig.cache_tokens, rows * ROW_TOKENS),
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
+
+    def sampling(self) -> dict[str, Any]:
+        """How the engine samples. How many rows it has is for each worker to say: the machine that prepares a job need not
+        have the device of those that do it."""
+        return {k: v for k, v in config.to_dict(self.engine("cpu")).items() if k not in ("max_rows", "cache_tokens")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +129,7 @@ class InterleaveWork:
         loaded = network.load(Path(self.text_to_token))
         ear = SupervisedTokenizer.load(Path(self.tokenizer)).to(device) if self.tokenizer else None
         model = loaded.model.to(device, getattr(torch, self.settings.dtype))
-        engine = engine_for(device, self.settings.rows).build(model, loaded.tokenizer)
+        engine = self.settings.engine(device).build(model, loaded.tokenizer)
         return InterleaveTask(self, engine, ear, texts_of(self, loaded.tokenizer))
 
 
@@ -309,7 +331,7 @@ def output_of(work: InterleaveWork, speaker: Description) -> Output:
         passes=work.settings.passes,
         max_words=work.reader.max_words,
         **config.to_dict(work.rule),
-        engine=_sampling(),
+        engine=work.settings.sampling(),
         rows=work.settings.rows,
         dtype=work.settings.dtype,
     )
@@ -319,19 +341,6 @@ def output_of(work: InterleaveWork, speaker: Description) -> Output:
 def texts_of(work: InterleaveWork, own: TextTokenizer) -> TextTokenizer:
     """What the documents' text is written with; `own`: that of the model that speaks."""
     return load_text_tokenizer(Path(work.text_tokenizer)) if work.text_tokenizer else own
-
-
-def _sampling() -> dict[str, Any]:
-    """How the engine samples. How many rows it has is for each worker to say: the machine that prepares a job need not have
-    the device of those that do it."""
-    return {k: v for k, v in config.to_dict(EngineConfig()).items() if k not in ("max_rows", "cache_tokens")}
-
-
-def engine_for(device: str, rows: int | None) -> EngineConfig:
-    """A GPU takes as many rows as memory allows; more rows than a core's caches hold only make it slower."""
-    if rows is None:
-        rows = EngineConfig.max_rows if device == "cpu" else CUDA_ROWS
-    return EngineConfig(max_rows=rows, cache_tokens=max(EngineConfig.cache_tokens, rows * ROW_TOKENS))
 
 
 def model_fingerprint(folder: Path) -> str:

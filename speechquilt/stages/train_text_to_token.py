@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from speechquilt.data.feed.spoken_parts import SpokenParts
 from speechquilt.evals.measures import Measure, Promise, at_most
@@ -22,11 +23,12 @@ from speechquilt.nn.llama import LlamaConfig
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
 from speechquilt.text import TextTokenizer, spoken_form
-from speechquilt.text_to_token import network
+from speechquilt.text_to_token import codebook_rows, network
 from speechquilt.text_to_token.boundaries import Spoken, place_units
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig, TextToTokenEngine
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.tokenizer.token_encoder import TokenEncoder
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import AlignedTokens, UnitEnd, Utterance
@@ -81,6 +83,10 @@ class TextToTokenRecipe:
     """
     eos_token: str = ""
     """Token of the warm start's base that stands for the end; "" is the eos_token_id of its config.json."""
+    codebook_rows: bool = False
+    """Learn the speech rows of embedding and head as a map of the speech tokenizer's codebook plus a free part: much
+    faster where codes are rare (docs/decisions/0021-codebook-rows.md). Needs a tokenizer whose codes are vectors.
+    """
 
     def __post_init__(self) -> None:
         for key in ("bos_token", "eos_token"):
@@ -152,8 +158,12 @@ def _trained(
         frame_rate=tokenizer.frame_rate,
     )
     model = new_model(recipe, config, text_tokenizer)
+    if recipe.codebook_rows:
+        codebook_rows.attach(model, codebook_of(tokenizer), recipe.train.seed)
     loader = recipe.data.build(spoken, text_tokenizer, model.vocab)
-    Trainer(recipe.train, model, NextTokenObjective(model.vocab), loader, folder, name="text-to-token").train()
+    objective = NextTokenObjective(model.vocab, labelled_only=True)
+    Trainer(recipe.train, model, objective, loader, folder, name="text-to-token").train()
+    codebook_rows.fold(model)
     network.save(folder, model.eval().to("cpu"), text_tokenizer, tokenizer.fingerprint)
     engine = recipe.engine.build(model, text_tokenizer)
     return model, {
@@ -179,6 +189,16 @@ def new_model(
     weights = {names.get(k, k.replace("llama.", "model.", 1)): v for k, v in started.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def codebook_of(tokenizer: SpeechTokenizer) -> Tensor:
+    """Vectors of its codes [K, D]. Raises ValueError for a tokenizer that shows none."""
+    if not isinstance(tokenizer, TokenEncoder):
+        raise ValueError(
+            f"codebook_rows=true needs the vectors of the codes, which {type(tokenizer).__name__} does not show; "
+            "set codebook_rows=false for it"
+        )
+    return tokenizer.quantizer.codebook_KD.detach().cpu()
 
 
 def measure_text_to_token(

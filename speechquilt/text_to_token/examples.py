@@ -59,13 +59,15 @@ def prompt_ids(vocab: Vocab, text_ids: Sequence[int] | np.ndarray) -> np.ndarray
 
 
 def lay_out(vocab: Vocab, example: TextToTokenExample) -> tuple[np.ndarray, np.ndarray]:
-    """-> model ids [N] int64 and which of them are targets [N] bool: everything after the <speech> marker, cues included."""
+    """-> model ids [N] int64 and which of them are targets [N] bool: after the <speech> marker everything but the ids of
+    a cue that follow its first, which are certain wherever an answer is made or judged (`answer.py`)."""
     prompt = prompt_ids(vocab, example.text_ids)
     pieces: list[Any] = [prompt]
+    is_target: list[Any] = [np.zeros(len(prompt), dtype=bool)]
     for unit in example.units:
         pieces += [vocab.to_model("text", unit.cue_ids), vocab.to_model("speech", unit.ids_T), [vocab.word_end]]
-    ids = np.concatenate([*pieces, [vocab.eos]]).astype(np.int64)
-    return ids, np.arange(len(ids)) >= len(prompt)
+        is_target += [np.arange(len(unit.cue_ids)) == 0, np.ones(len(unit.ids_T) + 1, dtype=bool)]
+    return np.concatenate([*pieces, [vocab.eos]]).astype(np.int64), np.concatenate([*is_target, [True]])
 
 
 def whole_example(utterance: AlignedTokens, tokenizer: TextTokenizer) -> TextToTokenExample | None:

@@ -88,9 +88,10 @@ class TextToTokenLM(nn.Module):
         self.model = _Body(config)
         self.lm_head = nn.Linear(config.llama.width, self.vocab.size, bias=False)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """-> `logits_BTV`; documents of a row do not see each other."""
-        return self.lm_head(self.model(self.model.embed_tokens(batch.ids_BT), self.model.mask(batch.doc_BT)))
+    def forward(self, batch: Batch, at_BT: Tensor | None = None) -> Tensor:
+        """-> `logits_BTV`, or `logits_NV` of the positions `at_BT` alone; documents of a row do not see each other."""
+        x_BTD = self.model(self.model.embed_tokens(batch.ids_BT), self.model.mask(batch.doc_BT))
+        return self.lm_head(x_BTD if at_BT is None else x_BTD[at_BT])
 
     def init_state(self, num_rows: int, max_tokens: int) -> KVState:
         return self.model.init_state(num_rows, max_tokens)

@@ -173,6 +173,7 @@ def test_what_the_shards_say_of_themselves(corpus, speaker, ear, tmp_path, capsy
     out = tmp_path / "out"
     command = ["interleave", str(corpus), str(out), "--text-to-token", str(speaker), "--workers", "1"]
     command += ["--tokenizer", str(ear), "--noise-sample", "0", "--slice-mib", "0.001", "--max-reject-ratio", "0.5"]
+    command += ["--temperature", "0.4"]
     assert cli.main(command) == 0
     told = capsys.readouterr()
     assert told.err.count("expected in all") + told.out.count("expected in all") == 1
@@ -183,6 +184,7 @@ def test_what_the_shards_say_of_themselves(corpus, speaker, ear, tmp_path, capsy
     made_by = shards.info.made_by
     assert made_by["text_to_token"] == recipe.model_fingerprint(speaker)
     assert (made_by["ratio"], made_by["seed"], made_by["poisson_mean"], made_by["passes"]) == (0.3, 0, 10.0, 1)
+    assert made_by["engine"]["temperature"] == 0.4
     assert shards.info.speech_fingerprint == tiny_tokenizer.build().fingerprint
     assert stats["words"] == sum(len(split_words(shards.text(i))) for i in range(len(shards)))
     assert stats["spans"] - sum(stats["rejects"].values()) == len(speech)
@@ -253,7 +255,7 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(corpus, speak
     assert cli.main(command) == 0
     assert [p.name for p in (tmp_path / "out" / "job").iterdir()] == ["job.json"]
     assert "complete, skipped" in capsys.readouterr().out
-    for change in (["--seed", "1"], ["--ratio", "0.2"], ["--passes", "2"], ["--max-words", "9"]):
+    for change in (["--seed", "1"], ["--ratio", "0.2"], ["--passes", "2"], ["--max-words", "9"], ["--top-p", "1"]):
         assert cli.main([*command, *change]) == 2
         assert "begun with other settings or inputs" in capsys.readouterr().err
     assert content(tmp_path / "out") == before
@@ -271,6 +273,7 @@ def test_mistakes_are_named(corpus, speaker, ear, tmp_path, capsys):
         (["--text-column", "body"], "has no column 'body', only text, url"),
         (["--tokenizer", str(other)], "give the speech tokenizer that it was trained for"),
         (["--device", "cuda"], "device='cuda' must be"),
+        (["--temperature", "-1"], "temperature=-1.0 must be 0 (greedy) or more"),
         (["--rows", "0"], "rows=0 must be at least 1"),
         (["--workers", "0"], "workers=0 must be at least 1"),
         ([], "2 of 12 items were rejected (16.7%), above max_reject_ratio=0.1"),

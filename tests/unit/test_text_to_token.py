@@ -22,6 +22,7 @@ from speechquilt.text_to_token.examples import (
 )
 from speechquilt.text_to_token.generate import EngineConfig, longest_loop, read_answer, sample
 from speechquilt.text_to_token.network import TextToTokenConfig
+from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.types import IGNORE, AlignedTokens, UnitEnd
 from speechquilt.vocab import Special
 
@@ -67,7 +68,33 @@ def test_laid_out_example_is_the_documented_sequence():
         *[s[0], s[1], end, *the, s[2], end, *cat, s[3], s[4], s[5], end, VOCAB.eos],
     ]
     num_text = len(the) + len(cat)
-    assert loss.tolist() == [False] * (num_text + 2) + [True] * (num_text + 10)
+    of_cues = [[True] + [False] * (len(cue) - 1) for cue in (the, cat)]  # the rest of a cue is certain
+    assert loss.tolist() == [False] * (num_text + 2) + [True] * 3 + of_cues[0] + [True] * 2 + of_cues[1] + [True] * 5
+
+
+def test_a_cue_of_several_ids_is_a_target_in_its_first():
+    ids, loss = lay_out(VOCAB, whole_example(utterance([(0, 1), (1, 1)], ("zebra", "cat")), TOKENIZER))
+    zebra = TOKENIZER.encode("zebra")
+    start = len(zebra) + len(TOKENIZER.encode("cat")) + 2
+    assert len(zebra) > 2
+    assert ids[start : start + len(zebra)].tolist() == zebra
+    assert loss[start : start + len(zebra) + 2].tolist() == [True] + [False] * (len(zebra) - 1) + [True, True]
+
+
+def test_logits_of_labelled_positions_alone_give_the_same_loss_and_gradients():
+    found = []
+    for labelled_only in (False, True):
+        batch = (
+            TextToTokenDataConfig(rows=2, row_tokens=96)
+            .build([random_utterance(s) for s in range(4)], TOKENIZER, VOCAB)
+            .next_batch()
+        )
+        model = CONFIG.build()
+        loss, weight, scalars = NextTokenObjective(VOCAB, labelled_only=labelled_only)(model, batch)
+        loss.backward()
+        found.append([loss, weight, *scalars.values(), *(p.grad for p in model.parameters())])
+    assert 0 < int(found[0][1]) < batch.labels_BT.numel()
+    torch.testing.assert_close(found[0], found[1])
 
 
 def layout(example) -> list[tuple[str, list[int]]]:

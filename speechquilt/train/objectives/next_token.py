@@ -27,18 +27,28 @@ class NextTokenObjective:
     meta has them. `total_epochs_<source>` (how often each source was trained on) when the meta has `epochs`. `waste_units`
     (share of the rows' units that stay empty) when the meta has `unit_slots`; `total_flops` when `flops(batch)` is
     given, in FLOPs of one training step.
+
+    `labelled_only`: ask the model for logits where there is a label and nowhere else, `model(batch, at_BT)`. Where few
+    positions have one this saves most of the head; on a CPU alone, since a GPU would wait to learn how many they are.
     """
 
-    def __init__(self, vocab: Vocab, flops: Callable[[Batch], float] | None = None) -> None:
+    def __init__(
+        self, vocab: Vocab, flops: Callable[[Batch], float] | None = None, labelled_only: bool = False
+    ) -> None:
         self.vocab = vocab
         self.flops = flops
+        self.labelled_only = labelled_only
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        logits_BTV = model(batch)
         labels_BT = batch.labels_BT
-        loss_BT = functional.cross_entropy(
-            logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="none"
-        ).view_as(labels_BT)
+        if self.labelled_only and labels_BT.device.type == "cpu":
+            at_BT = labels_BT != IGNORE
+            loss_N = functional.cross_entropy(model(batch, at_BT).float(), labels_BT[at_BT], reduction="none")
+            loss_BT = torch.zeros(labels_BT.shape).masked_scatter(at_BT, loss_N)
+        else:
+            loss_BT = functional.cross_entropy(
+                model(batch).float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="none"
+            ).view_as(labels_BT)
         scalars: dict[str, torch.Tensor] = {}
         detached_BT = loss_BT.detach()
         of_text_BT = self.vocab.is_text(labels_BT) & (labels_BT != IGNORE)

@@ -1,0 +1,109 @@
+"""Speech rows that are maps of the codebook: what they share, what folding keeps, and that a few steps learn more."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speechquilt.nn.llama import LlamaConfig
+from speechquilt.text_to_token import codebook_rows
+from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
+from speechquilt.types import IGNORE, Batch
+
+NUM_SPEECH = 40
+LLAMA = LlamaConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=16)
+CONFIG = TextToTokenConfig(num_text=20, num_speech=NUM_SPEECH, llama=LLAMA)
+VOCAB = CONFIG.vocab
+SPEECH = slice(VOCAB.speech_start, VOCAB.speech_start + NUM_SPEECH)
+
+
+def codebook(seed: int = 0) -> torch.Tensor:
+    return 3 + 5 * torch.randn(NUM_SPEECH, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def attached() -> TextToTokenLM:
+    model = CONFIG.build()
+    codebook_rows.attach(model, codebook())
+    return model
+
+
+def batch(ids: list[list[int]]) -> Batch:
+    ids_BT = torch.tensor(ids)
+    labels_BT = torch.cat([ids_BT[:, 1:], torch.full((len(ids), 1), IGNORE)], 1)
+    return Batch(ids_BT=ids_BT, labels_BT=labels_BT, doc_BT=torch.zeros_like(ids_BT), meta={})
+
+
+def test_only_speech_rows_change_and_they_have_the_usual_spread():
+    plain, model = CONFIG.build(), attached()
+    for old, new, std in (
+        (plain.model.embed_tokens.weight, model.model.embed_tokens.weight, 1.0),
+        (plain.lm_head.weight, model.lm_head.weight, LLAMA.width**-0.5),
+    ):
+        assert torch.equal(old[: SPEECH.start], new[: SPEECH.start])
+        assert torch.equal(old[SPEECH.stop :], new[SPEECH.stop :])
+        assert new[SPEECH].detach().square().mean().sqrt().item() == pytest.approx(std, rel=0.4)
+
+
+def test_near_codes_have_near_rows():
+    codes_KC = codebook()
+    codes_KC[1] = codes_KC[0] + 0.01
+    model = CONFIG.build()
+    codebook_rows.attach(model, codes_KC)
+    for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+        rows_KD = weight[SPEECH]
+        apart = (rows_KD[0] - rows_KD).norm(dim=1)
+        assert apart[1] < 0.05 * apart[2:].min()
+
+
+def test_folding_keeps_what_the_model_computes_and_leaves_a_plain_llama():
+    model, data = attached(), batch([[1, 2, SPEECH.start, SPEECH.start + 7, SPEECH.stop - 1]])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    before = model(data)
+    codebook_rows.fold(model)
+    assert torch.equal(model(data), before)
+    assert model.state_dict().keys() == CONFIG.build().state_dict().keys()
+    codebook_rows.fold(model)  # again, or where nothing was attached: nothing happens
+    assert torch.equal(model(data), before)
+
+
+def test_one_token_teaches_its_neighbours():
+    """After a step on one code the row of a near code has moved too, in embedding and head; without maps it has not."""
+    codes_KC = codebook()
+    codes_KC[1] = codes_KC[0] + 0.01
+    for maps in (True, False):
+        model = CONFIG.build()
+        if maps:
+            codebook_rows.attach(model, codes_KC)
+        before = model.model.embed_tokens.weight[SPEECH.start + 1].clone()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        F.cross_entropy(model(batch([[1, SPEECH.start, 2]]))[0, 1:2], torch.tensor([2])).backward()
+        optimizer.step()
+        assert torch.equal(model.model.embed_tokens.weight[SPEECH.start + 1], before) != maps
+
+
+def test_a_head_can_prefer_codes_near_a_point():
+    """The squared length is among the features: logits that fall with the squared distance to a point are in reach."""
+    codes_KC = codebook(1)
+    features_KF = codebook_rows.features(codes_KC)
+    wanted_K = -(codes_KC - codes_KC[5] - 0.3).square().sum(1)
+    design_KF = torch.cat([features_KF, torch.ones(NUM_SPEECH, 1)], 1).double()
+    found_K = design_KF @ torch.linalg.lstsq(design_KF, wanted_K[:, None].double()).solution
+    torch.testing.assert_close(found_K[:, 0].float(), wanted_K, rtol=1e-3, atol=1e-2)
+
+
+def test_a_run_that_was_killed_has_its_maps_again():
+    model, again = attached(), attached()
+    with torch.no_grad():
+        model.model.embed_tokens.parametrizations.weight[0].map_FD.mul_(2)
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert not any("features" in name for name in model.state_dict())
+
+
+def test_a_codebook_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="41 codes and the model 40 speech ids"):
+        codebook_rows.attach(CONFIG.build(), torch.randn(41, 6))
+    with pytest.raises(ValueError, match="all codes of the codebook are the same"):
+        codebook_rows.attach(CONFIG.build(), torch.ones(40, 6))
