@@ -8,12 +8,12 @@ error rates say how far it is from understanding people, and the same texts in i
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import numpy as np
 
 from speechquilt import audio
+from speechquilt.data.sources.clips import read_clips
 from speechquilt.evals.wer import EditErrors, cer, wer
 from speechquilt.stages.encode import encode_all
 from speechquilt.stages.train_tokenizer import stream
@@ -26,11 +26,7 @@ CLIPS = Path(__file__).parents[1] / ".cache" / "clips"
 
 def clips() -> list[Utterance]:
     """The recordings with their texts. Raises FileNotFoundError when they were not fetched."""
-    table = CLIPS / "transcription"
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} is missing; `make clips` fetches the recordings")
-    found = re.findall(r"<s> (.+) </s> \((.+)\)", table.read_text())
-    return [Utterance(id=name, text=text, audio=audio.load(CLIPS / f"{name}.wav")) for text, name in found]
+    return read_clips(CLIPS)
 
 
 def measure(tokenizer: SupervisedTokenizer, utterances: list[Utterance]) -> tuple[list[str], EditErrors, EditErrors]:

@@ -28,6 +28,7 @@ from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.supervised import Head, SupervisedTokenizer, SupervisedTokenizerConfig
 from speechquilt.tokenizer.whisper import Positions, whisper_start
 from speechquilt.train import checkpoint, distributed
+from speechquilt.train.codebook_watch import CodebookWatch
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
 from speechquilt.train.trainer import TrainConfig, Trainer
@@ -150,7 +151,7 @@ def train_tokenizer(
     objective = partial(asr_objective, augment=recipe.augment.build() if recipe.augment else None)
     settings = replace(recipe.train, lr_scale=lower_rates(model, recipe.lower_lr) | recipe.train.lr_scale)
     sample = evenly(held_out, recipe.evaluate_recordings or len(held_out))
-    trainer = Trainer(settings, model, objective, loader, folder, name="tokenizer")
+    trainer = Trainer(settings, model, objective, loader, folder, name="tokenizer", watch=CodebookWatch())
     try:
         for step in stops(recipe.evaluate_every, recipe.train.steps, folder):
             done = trainer.train(stop_after=step)

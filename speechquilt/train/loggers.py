@@ -32,8 +32,9 @@ class Loggers:
             self._services.append(service)
 
     def write(self, line: dict[str, Any]) -> None:
-        """One line of metrics; what was not counted is left out."""
-        step, values = line["step"], {k: v for k, v in line.items() if k != "step" and v is not None}
+        """The numbers of one line of metrics; what was not counted is left out, and so are words."""
+        step = line["step"]
+        values = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -3,7 +3,7 @@
 One line per logged step: `step`, `loss`, `lr`, `grad_norm`, the objective's scalars (means since the line before; null
 when nothing was counted), its `total_*` (since the start of the run), `seconds` (of training, over all resumes), `rate`
 (steps per second), `tokens_per_s`, `units_per_s`, `mfu` (over all ranks, where known, see `throughput`), `spikes`
-(since the start of the run, when they are looked for).
+(since the start of the run, when they are looked for), `warning` (where something is wrong with the model).
 
 A resumed run cuts the lines past its checkpoint, so the file reads like that of a run that was never killed, except for
 TIMING.
@@ -23,7 +23,7 @@ from speechquilt.train.loggers import LoggerName, Loggers
 
 FILE = "metrics.jsonl"
 TIMING = ("seconds", "rate", "tokens_per_s", "units_per_s", "mfu")
-RESERVED = {"step", "loss", "weight", "lr", "grad_norm", "spikes", *TIMING}
+RESERVED = {"step", "loss", "weight", "lr", "grad_norm", "spikes", "warning", *TIMING}
 
 
 class Sums:

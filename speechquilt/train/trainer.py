@@ -11,6 +11,7 @@ generators and the sums. Python's and numpy's global generators are not part of 
 """
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,8 @@ class Stopped(Exception):
 class Trainer:
     """Trains `model` on what `loader` yields, in `run_dir`. `name` stands in front of the progress line.
 
-    The model moves to the config's device. Raises ValueError when `run_dir` cannot be written.
+    The model moves to the config's device. `watch` is shown the scalars of every metrics line; what it says of them is
+    printed, and is the line's `warning`. Raises ValueError when `run_dir` cannot be written.
     """
 
     def __init__(
@@ -177,8 +179,10 @@ class Trainer:
         loader: Loader,
         run_dir: Path,
         name: str = "train",
+        watch: Callable[[dict[str, float | None]], str | None] | None = None,
     ) -> None:
         self.config, self.objective, self.loader, self.name = config, objective, loader, name
+        self.watch = watch
         self.run_dir = Path(run_dir)
         make_folder(self.run_dir)
         self.device = distributed.start(config.device, config.rank_timeout_s)
@@ -224,6 +228,7 @@ class Trainer:
         self.stop = StopRequest(patience_s=2.0 if distributed.world_size() > 1 else 0.0)
         with distributed.naming_lost_ranks(), reproducible(self.device, config.num_threads), self.stop, self.writer:
             self._resume()
+            self._remind_watch()
             self.model.train()
             with (
                 metrics.MetricsFile(
@@ -361,6 +366,9 @@ class Trainer:
         assert loss is not None  # _check saw positive weights
         self.scalars = {"loss": loss, **means}
         self.sums.window = {}
+        warning = self.watch(self.scalars) if self.watch else None
+        if warning and distributed.rank() == 0:
+            print(f"\n  {self.name}, step {self.step}: {warning}")
         totals = self.sums.read_totals()
         log.write(
             {
@@ -371,6 +379,7 @@ class Trainer:
                 **({} if self.config.spike_factor is None else {"spikes": self.guard.spikes}),
                 **means,
                 **totals,
+                **({"warning": warning} if warning else {}),
                 "seconds": self.clock.seconds,
                 **self.clock.rates(self.step, totals),
             }
@@ -420,6 +429,13 @@ class Trainer:
         self.clock = self._clock(seconds=state["seconds"])
         generators = checkpoint.load_generators(folder, list(generator_states(self.device, distributed.rank())))
         set_generator_states(generators, self.device, distributed.rank())
+
+    def _remind_watch(self) -> None:
+        """Show it the lines of the steps so far, so that it says what it would say in a run that was never killed."""
+        if self.watch and self.step:
+            for line in metrics.read_metrics(self.run_dir):
+                if line["step"] <= self.step:
+                    self.watch(line)
 
     def _clock(self, seconds: float) -> throughput.Clock:
         peak = self.config.peak_flops or throughput.peak_flops(self.device)

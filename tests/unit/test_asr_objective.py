@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
+from speechquilt.train.codebook_watch import CodebookWatch
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.types import IGNORE, AudioBatch
 
@@ -117,3 +118,12 @@ def test_tokens_learn_to_carry_the_text() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert error_rate(model.eval(), tones(40, 1000)) < 0.5  # equal neighbours stay hard; untrained: 1.0
+
+
+def test_a_collapse_is_named_while_it_happens() -> None:
+    watch = CodebookWatch()
+    assert watch({"codes": 0.0, "commitment": 0.0}) is None  # the warm-up
+    assert watch({"codes": 300.0, "commitment": 0.2}) is None
+    assert watch({"codes": 200.0, "commitment": 0.3}) is None
+    assert "collapses: 140 codes in a batch, 300 before" in str(watch({"codes": 140.0, "commitment": 0.3}))
+    assert "runs away" in str(watch({"codes": 290.0, "commitment": 0.7}))

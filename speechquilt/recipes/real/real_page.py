@@ -82,7 +82,9 @@ def _sentences(flat: Mapping[str, Any]) -> list[str]:
     verdicts = SCHEMA.verdicts(flat)
     kept = sum(v.met for v in verdicts)
     hours = flat["corpus.train.hours"]
-    heard, said = (100 * flat[key] for key in (f"heard.{HELD_OUT}.wer", "text_to_token.wer"))
+    heard, said = (
+        100 * flat[key] for key in (f"heard.{HELD_OUT}.tokens.wer", "text_to_token.spans.sentence.generated.wer")
+    )
     return [
         f"In {flat['run.seconds'] / 60:.0f} minutes on {flat['run.cores']} cores, Whisper became a speech tokenizer on "
         f"{hours:.1f} hours of synthetic voices; its tokens of sentences that nobody trained on are read back with "
@@ -98,9 +100,9 @@ def _made(name: str, flat: Mapping[str, Any]) -> str:
     if name == "corpus":
         return f"{flat['corpus.train.hours']:.1f} hours"
     if name == "tokenizer":
-        return f"WER {100 * flat[f'heard.{HELD_OUT}.wer']:.1f} % at {flat['tokenizer.frame_rate']:g} Hz"
+        return f"WER {100 * flat[f'heard.{HELD_OUT}.tokens.wer']:.1f} % at {flat['tokenizer.frame_rate']:g} Hz"
     if name == "text_to_token":
-        return f"WER {100 * flat['text_to_token.wer']:.1f} %"
+        return f"WER {100 * flat['text_to_token.spans.sentence.generated.wer']:.1f} %"
     if name.startswith("lm/"):
         return f"{flat[f'lm.{name[3:]}.tokens']:,} tokens"
     source = {"tokens": "speech", "interleaved": "interleaved", "text": "text"}.get(name)

@@ -18,9 +18,9 @@ import speechquilt
 from speechquilt.config import fingerprint
 from speechquilt.data.feed.spoken_parts import SpokenParts
 from speechquilt.data.interleaving.synthetic import InterleaveConfig
+from speechquilt.data.sources.clips import TABLE, read_clips
 from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
 from speechquilt.data.sources.speech_corpora import Entry, FolderCorpus
-from speechquilt.data.sources.speech_folder import read_utterances
 from speechquilt.data.sources.wordnet import example_sentences
 from speechquilt.evals.results import write_results
 from speechquilt.jobs import bulk
@@ -29,7 +29,7 @@ from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corp
 from speechquilt.jobs.tokenize_audio import tokenize_folder
 from speechquilt.recipes.real import given, promises, sizes
 from speechquilt.recipes.real.given import Needed
-from speechquilt.recipes.real.real_evals import RealEvalsConfig, evaluate
+from speechquilt.recipes.real.real_evals import Made, RealEvalsConfig, evaluate, recordings
 from speechquilt.recipes.real.real_texts import RealTextsConfig, write_texts
 from speechquilt.recipes.real.sizes import shrunk_run
 from speechquilt.reports import charts
@@ -39,9 +39,10 @@ from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_on_shards
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
+from speechquilt.stages.whisper_reader import WhisperReader
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
-from speechquilt.types import Utterance
+from speechquilt.tts.voices import VoiceBankConfig
 
 SHARDS = "shards"  # in the folder of a stage
 SLICE_MIB = 1 / 16  # of text in a task: few texts, and every worker should have some
@@ -55,7 +56,8 @@ class RealConfig:
     """Folder that holds the story; started again in it, the story goes on where it stopped."""
     scale: float = 1.0
     """Share of the work: sentences, steps, texts and items are so many times those of the other settings; above 0. 1 is an
-    evening on two cores, 0.05 some ten minutes that show every stage and teach little."""
+    evening on two cores, 0.05 some ten minutes that show every stage and teach little. Below 1 the codebook shrinks too,
+    since every code needs its sounds."""
     whisper: str = sizes.WHISPER
     """Folder of the Whisper that the speech tokenizer starts from."""
     language: str | None = None
@@ -82,6 +84,8 @@ class RealConfig:
     """How the plain language model is trained; its warm start is base."""
     latent: LMRecipe = sizes.LATENT
     """How the latent language model is trained; its warm start is base."""
+    clips: str = ".cache/clips"
+    """Folder of the five human recordings of `make clips`; without it nobody says whether people are understood."""
     evals: RealEvalsConfig = RealEvalsConfig()
     """What is measured, and on how much."""
 
@@ -97,14 +101,16 @@ class RealConfig:
 def carried_out(config: RealConfig) -> RealConfig:
     """`scale`, `whisper`, `language` and `base` put where they act: the settings that the stages follow."""
     k = config.scale
-    quantizer = replace(config.tokenizer.model, vq_warmup_updates=int(config.tokenizer.model.vq_warmup_updates * k))
+    first = config.tokenizer.first
+    codes = shrunk(config.tokenizer.model.codebook_size, min(k, 1.0), sizes.LEAST_CODES)
     return replace(
         config,
         scale=1.0,
         corpus=sizes.shrunk_corpus(config.corpus, k),
         tokenizer=replace(
             config.tokenizer,
-            model=quantizer,
+            model=replace(config.tokenizer.model, codebook_size=codes),
+            first=None if first is None else shrunk_run(first, k),
             train=shrunk_run(config.tokenizer.train, k),
             start=config.whisper,
             language=config.language,
@@ -169,18 +175,20 @@ def story(config: RealConfig) -> Path:
     stages.stage(
         "evals",
         full.evals,
-        lambda folder: evaluate(full.evals, full.text_to_token.engine, runs, stages.run_dir),
+        lambda folder: evaluate(full.evals, _made(full, stages.run_dir, runs)),
         what="word errors by voice and by length of span, text kept, and speech that is understood",
     )
     return _finish(config, stages)
 
 
 def _needed(full: RealConfig) -> list[Needed]:
-    weights = "run `make weights`, or give a Hugging Face folder"
+    """A file of each thing that is used, the last stages' too."""
+    weights, texts = "run `make weights`, or give a Hugging Face folder by", "run `make texts`"
+    files = ("config.json", "tokenizer.json", "preprocessor_config.json")
     return [
-        Needed("Whisper", Path(full.whisper) / "config.json", f"{weights} by --whisper"),
-        Needed("the text model", Path(full.base) / "config.json", f"{weights} by --base"),
-        Needed("WordNet", Path(full.texts.folder) / "wordnet" / "data.noun", "run `make texts`"),
+        *(Needed("Whisper", Path(full.whisper) / name, f"{weights} --whisper") for name in files),
+        *(Needed("the text model", Path(full.base) / name, f"{weights} --base") for name in files[:2]),
+        *(Needed("texts", Path(full.texts.folder) / name, texts) for name in ("wordnet/data.noun", "bible/verses")),
     ]
 
 
@@ -198,7 +206,7 @@ def _tokenizer(full: RealConfig, stages: Story, corpus: Path) -> Path:
     def make(folder: Path) -> dict[str, Any]:
         rows = full.rows.build(FolderCorpus(corpus / TRAIN))
         return train_tokenizer(
-            full.tokenizer, None, rows, utterances(corpus / HELD_OUT)[: full.evals.sentences], folder
+            full.tokenizer, None, rows, recordings(corpus / HELD_OUT)[: full.evals.sentences], folder
         )
 
     return stages.stage(
@@ -207,11 +215,6 @@ def _tokenizer(full: RealConfig, stages: Story, corpus: Path) -> Path:
         make,
         what="a supervised speech tokenizer from Whisper",
     )
-
-
-def utterances(folder: Path) -> list[Utterance]:
-    """The recordings of a part of the corpus that fits into memory."""
-    return [read for read in read_utterances(folder) if isinstance(read, Utterance)]
 
 
 def held_out_sentences(corpus: Path) -> set[str]:
@@ -273,6 +276,20 @@ def _language_model(stages: Story, name: str, recipe: LMRecipe, shards: dict[str
         recipe,
         lambda folder: train_lm(recipe, shards, texts, folder, name, tokenizer_dir=tokenizer),
         what=f"a speech-text language model from {Path(recipe.warm_start).name}: {name}",
+    )
+
+
+def _made(full: RealConfig, run_dir: Path, runs: dict[str, LMRecipe]) -> Made:
+    """What is measured, with the human recordings where they were fetched."""
+    clips = Path(full.clips)
+    return Made(
+        run_dir=run_dir,
+        whisper=WhisperReader(Path(full.whisper), full.language),
+        speaker=VoiceBankConfig(voices=full.corpus.voices, flite_folder=full.corpus.flite_folder).build(),
+        engine=full.text_to_token.engine,
+        rule=full.interleave,
+        runs=runs,
+        guests={"human": read_clips(clips)} if (clips / TABLE).is_file() else {},
     )
 
 

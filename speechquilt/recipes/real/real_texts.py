@@ -4,21 +4,20 @@ Trap: the texts that are measured on are held out here, by document, and a docum
 measured on is left out altogether: a model that has read it would know how it goes on.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from speechquilt.data.feed.splits import place
+from speechquilt.data.sources import debian_texts
+from speechquilt.data.sources.text_files import read_texts
 from speechquilt.data.sources.wordnet import read_glosses
 from speechquilt.evals.measures import Measure
-from speechquilt.files import make_folder, replacing
 from speechquilt.recipes.real.sizes import shrunk
 from speechquilt.text import spoken_form
 from speechquilt.types import TextDocument
 
-KINDS = ("wordnet",)
 ENTRIES = 5  # of the dictionary in one document
 HELD_OUT = 0.1  # share of the documents of each kind
 TRAIN, MEASURED = "train", "held_out"  # folders of the stage
@@ -59,12 +58,17 @@ def write_texts(config: RealTextsConfig, measured: Set[str], folder: Path) -> di
         held_out = [document for document in kept if place(document.id) < HELD_OUT]
         train = list(_limited(kept[len(held_out) :], config.words))
         held_out = list(_limited(held_out, max(1, round(config.words * HELD_OUT))))
-        _write(folder / TRAIN / f"{kind}.jsonl", train)
-        _write(folder / MEASURED / f"{kind}.jsonl", held_out)
+        debian_texts.write_texts(train, folder / TRAIN / f"{kind}.jsonl")
+        debian_texts.write_texts(held_out, folder / MEASURED / f"{kind}.jsonl")
         counts = {"documents": len(train), "held_out": len(held_out), "left_out": len(found) - len(kept)}
         counts["words"] = sum(len(document.text.split()) for document in train)
         results |= {f"texts.{kind}.{key}": n for key, n in counts.items()}
     return results
+
+
+def measured_texts(folder: Path, kind: str) -> list[TextDocument]:
+    """The documents of a kind that were held out, by what `write_texts` has made."""
+    return [read for read in read_texts(str(folder / MEASURED / f"{kind}.jsonl")) if isinstance(read, TextDocument)]
 
 
 def _says(text: str, sentences: Set[str]) -> bool:
@@ -81,14 +85,6 @@ def _limited(documents: Iterable[TextDocument], words: int) -> Iterator[TextDocu
         yield document
 
 
-def _write(path: Path, documents: Iterable[TextDocument]) -> None:
-    make_folder(path.parent)
-    with replacing(path) as file:
-        for document in documents:
-            line = {"id": document.id, "text": document.text}
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-
-
 def _dictionary(folder: Path) -> Iterator[TextDocument]:
     """Entries of WordNet with their examples, some to a document, so that it is long enough to be interleaved."""
     entries: list[tuple[str, str]] = []
@@ -100,4 +96,9 @@ def _dictionary(folder: Path) -> Iterator[TextDocument]:
             entries = []
 
 
-_READERS = {"wordnet": _dictionary}
+_READERS = {
+    "wordnet": _dictionary,
+    "bible": lambda folder: debian_texts.bible_chapters(folder / "bible"),
+    "fortunes": lambda folder: debian_texts.fortunes(folder / "fortunes"),
+}
+KINDS = tuple(_READERS)

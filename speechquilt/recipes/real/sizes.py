@@ -26,22 +26,28 @@ THREADS = 2
 END_OF_TEXT = "<|endoftext|>"  # what stands between documents in SmolLM2's pre-training, whatever its chat tokens are
 
 TEXT_IDS = 1024
+LEAST_CODES = 256  # however little there is to hear
 
-CORPUS = SpokenCorpusConfig(sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech")
+CORPUS = SpokenCorpusConfig(
+    sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech"
+)  # no clock, but an end
 ROWS = JoinedSpeechConfig(most=5, row_s=20.0, passes=4)
+_READER = TrainConfig(
+    steps=50,
+    lr=1e-4,
+    warmup_steps=50,
+    beta2=0.98,
+    weight_decay=0.01,
+    log_every=10,
+    checkpoint_every=50,
+    keep_checkpoints=1,
+    num_threads=THREADS,
+)
 TOKENIZER = TokenizerRecipe(
-    model=replace(preset("tiny", 12.5), read_back_head="attention", ctc_weight=0.0),
-    train=TrainConfig(
-        steps=1200,
-        lr=1e-4,
-        warmup_steps=50,
-        beta2=0.98,
-        weight_decay=0.01,
-        log_every=10,
-        checkpoint_every=50,
-        keep_checkpoints=1,
-        num_threads=THREADS,
-    ),
+    model=replace(preset("tiny", 12.5), read_back_head="attention", ctc_weight=0.0, vq_warmup_updates=0, vq_decay=0.95),
+    first=replace(_READER, steps=300, seed=1),
+    train=replace(_READER, steps=900),
+    lower_lr=0.1,
     batch_seconds=60.0,
     sorted_epochs=0,
     start=WHISPER,
@@ -96,8 +102,8 @@ LATENT = replace(
 
 
 def shrunk(number: int, scale: float, least: int = 1) -> int:
-    """A number of things at another scale."""
-    return max(least, round(number * scale))
+    """A number of things at another scale; not below `least`, and not below itself where it is less than that."""
+    return max(min(number, least), round(number * scale))
 
 
 def shrunk_run(train: TrainConfig, scale: float, least: int = 2) -> TrainConfig:
