@@ -8,11 +8,7 @@ SPEECH := .cache/speech
 TEXTS := .cache/texts
 INSTALLED := .cache/installed
 
-<<<<<<< HEAD
 .PHONY: setup demo real test test-slow test-install lint docs clips speech texts weights clean help
-=======
-.PHONY: setup demo test test-slow test-install lint docs clips speech texts weights clean help
->>>>>>> start
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -67,12 +63,6 @@ $(CLIPS)/transcription:
 	mv $(CLIPS)/package/usr/share/pocketsphinx/test/data/librivox/* $(CLIPS)/package/usr/share/doc/pocketsphinx-testdata/copyright $(CLIPS)/
 	rm -r $(CLIPS)/package
 
-<<<<<<< HEAD
-weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
-	$(BIN)/speechquilt weights --out .cache/weights
-
-=======
->>>>>>> start
 speech: $(SPEECH)/copyright ## fetch Flite's four English voices (Debian's libflite1), where it is not installed
 
 $(SPEECH)/copyright:
@@ -90,12 +80,9 @@ $(TEXTS)/fortunes/copyright:
 	mv $(TEXTS)/package/usr/share/doc/bible-kjv-text/copyright $(TEXTS)/bible/
 	mv $(TEXTS)/package/usr/share/games/fortunes $(TEXTS)/ && cp $(TEXTS)/package/usr/share/doc/fortunes/copyright $(TEXTS)/fortunes/
 	rm -r $(TEXTS)/package
-<<<<<<< HEAD
-=======
 
 weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
 	$(BIN)/speechquilt weights --out .cache/weights
->>>>>>> start
 
 clean:           ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from speechquilt.evals.results import read_results
 from speechquilt.data.sources.text_files import read_texts
+from speechquilt.evals.results import read_results
 from speechquilt.recipes.real.promises import SCHEMA
 from speechquilt.recipes.real.real_story import held_out_sentences
 from speechquilt.recipes.real.sizes import END_OF_TEXT
@@ -84,7 +84,26 @@ def dictionary(folder: Path) -> None:
 
 def books(folder: Path) -> None:
     """Chapters and sayings in the layout that `make texts` leaves."""
-    words = "and the old man went down to the sea with his three sons to look for a boat".split()
+    words = [
+        "and",
+        "the",
+        "old",
+        "man",
+        "went",
+        "down",
+        "to",
+        "the",
+        "sea",
+        "with",
+        "his",
+        "three",
+        "sons",
+        "to",
+        "look",
+        "for",
+        "a",
+        "boat",
+    ]
     (folder / "bible").mkdir()
     (folder / "fortunes").mkdir()
     rng = np.random.default_rng(1)
@@ -165,7 +184,11 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: li
 @pytest.mark.slow
 def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
     """The whole story's own settings at a hundredth: SmolLM2 is nearly the base that it was, and Whisper hears every voice."""
-    fetched = [real_weights("whisper-tiny.en"), real_weights("smollm2-135m-instruct"), *map(cached, ("texts", "speech"))]
+    fetched = [
+        real_weights("whisper-tiny.en"),
+        real_weights("smollm2-135m-instruct"),
+        *map(cached, ("texts", "speech")),
+    ]
     names = ("--whisper", "--base", "--texts.folder", "--corpus.flite-folder")
     try:
         finish(start(tmp_path / "real", [*REAL, *(f"{name}={path}" for name, path in zip(names, fetched))]))

@@ -31,7 +31,7 @@ from speechquilt.recipes.real import given, promises, sizes
 from speechquilt.recipes.real.given import Needed
 from speechquilt.recipes.real.real_evals import Made, RealEvalsConfig, evaluate, recordings
 from speechquilt.recipes.real.real_texts import RealTextsConfig, write_texts
-from speechquilt.recipes.real.sizes import shrunk_run
+from speechquilt.recipes.real.sizes import shrunk, shrunk_run
 from speechquilt.reports import charts
 from speechquilt.stages.encode import load_text_tokenizer
 from speechquilt.stages.spoken_corpus import HELD_OUT, TRAIN, SpokenCorpusConfig, speak_corpus
