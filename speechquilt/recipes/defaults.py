@@ -35,6 +35,7 @@ TOKENIZER = TokenizerRecipe(
         vq_restart_interval=25,
         vq_restart_threshold=0.1,
         commitment_weight=0.3,
+        text_ids_per_s=4.0,
         ctc_weight=0.7,
         max_text_ids=256,
     ),

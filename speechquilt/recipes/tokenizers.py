@@ -49,7 +49,7 @@ def _train(steps: int, **keys: object) -> TrainConfig:
 
 
 LARGE = TokenizerRecipe(
-    model=replace(preset("large-v3", 12.5), read_back_head="attention"),
+    model=preset("large-v3", 12.5),
     train=_train(PAPER_STEPS, accumulate=round(BATCH_CLIPS * CLIP_S / PAPER_BATCH_S / PAPER_RANKS)),
     batch_seconds=PAPER_BATCH_S,
     gain_db=0.0,
@@ -64,7 +64,7 @@ def one_gpu(size: str) -> TokenizerRecipe:
     """--start FOLDER of the Whisper of this size, LibriSpeech's 960 hours ten times. The higher lr is a choice for a smaller
     model and batch."""
     return TokenizerRecipe(
-        model=replace(preset(size, 12.5), read_back_head="attention"),
+        model=preset(size, 12.5),
         train=_train(ONE_GPU_STEPS, lr=5e-5, accumulate=ONE_GPU_ACCUMULATE),
         batch_seconds=ONE_GPU_BATCH_S,
         gain_db=3.0,

@@ -23,7 +23,6 @@ BYTES_PER_TOKEN = 2.5  # of a Parquet shard of ids, compressed (assumed)
 CHECKPOINT_BYTES = 12  # per parameter: weights and moments
 WHISPER_LARGE = 1.54e9  # parameters of the tokenizer that interleaved data needs first
 CLIP_S = 10.0  # length of a training clip of the tokenizer (assumed)
-TEXT_IDS_PER_S = 4.0  # of transcripts (assumed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,7 @@ def speaker_training(recipe: TextToTokenRecipe, vocab_size: int, machine: Machin
 def tokenizer_training(recipe: TokenizerRecipe, ranks: int, machine: Machine) -> StagePlan:
     """The audio of a recipe made for `ranks`; weights, gradients and moments lie whole on every GPU."""
     seconds = audio_seconds(recipe, ranks)
-    per_second = training_flops_per_s(recipe.model, clip_s=CLIP_S, text_ids_per_s=TEXT_IDS_PER_S)
+    per_second = training_flops_per_s(recipe.model, clip_s=CLIP_S, text_ids_per_s=recipe.model.text_ids_per_s)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in SupervisedTokenizer(recipe.model).parameters())
     return StagePlan(
@@ -242,7 +241,7 @@ def training_flops_per_s(model: SupervisedTokenizerConfig, *, clip_s: float, tex
     conv1, conv2 = 6 * width * model.num_mels * FRAME_RATE, 6 * width**2 * frames_per_s
     below = model.layers_below * frames_per_s * _layer(model, clip_s * frames_per_s)
     above = model.layers_above * tokens_per_s * _layer(model, clip_s * tokens_per_s)
-    ctc = 2 * width * texts * tokens_per_s
+    ctc = 2 * width * texts * tokens_per_s if model.ctc_weight else 0.0
     text_length = clip_s * text_ids_per_s
     per_id = _layer(model, text_length) + 4 * width**2 + 4 * width * clip_s * tokens_per_s
     decoder = model.decoder_layers * (text_ids_per_s * per_id + tokens_per_s * 4 * width**2)

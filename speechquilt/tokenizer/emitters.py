@@ -161,11 +161,13 @@ class TokenizerEmitter:
     """The CTC head of a trained speech tokenizer, through its codebook: one frame per speech token."""
 
     def __init__(self, tokenizer: SupervisedTokenizer) -> None:
-        """Raises ValueError for a tokenizer without text tokenizer or in training mode."""
+        """Raises ValueError for a tokenizer without text tokenizer or CTC head, or in training mode."""
         if tokenizer.text_tokenizer is None:
             raise ValueError(
                 "this tokenizer has no text_tokenizer.json, so its CTC head cannot spell; use CharacterCTC"
             )
+        if tokenizer.ctc is None:
+            raise ValueError("this tokenizer has no CTC head (ctc_weight=0), so it cannot align; use CharacterCTC")
         if tokenizer.training:
             raise ValueError("a tokenizer in training mode would update its codebook; call eval() first")
         self.tokenizer = tokenizer
@@ -175,14 +177,15 @@ class TokenizerEmitter:
         self.window_frames = tokenizer.rule.core
         # What is kept of a window has heard as much as its tokens have in `encode`, none where windows are cut hard.
         self.context_frames = min(tokenizer.rule.context, (self.window_frames - 1) // 2)
+        self.ctc = tokenizer.ctc
         self.blank = tokenizer.ctc.blank
 
     @torch.no_grad()
     def emit(self, wav_S: torch.Tensor) -> torch.Tensor:
         """Audio of at most a window -> `log_p_TV`, one row per speech token."""
-        wav_S = wav_S.to(self.tokenizer.ctc.proj.weight.device)
+        wav_S = wav_S.to(self.ctc.proj.weight.device)
         encoded = self.tokenizer(wav_S[None], torch.tensor([len(wav_S)], device=wav_S.device))
-        return self.tokenizer.ctc.proj(encoded.states_BTD)[0].float().log_softmax(-1)
+        return self.ctc.proj(encoded.states_BTD)[0].float().log_softmax(-1)
 
     def spell(self, words: Sequence[str]) -> Spelling:
         """Words in spoken form -> their BPE pieces; the space is part of the piece, so nothing stands between words."""

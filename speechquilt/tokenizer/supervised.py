@@ -57,8 +57,12 @@ class SupervisedTokenizerConfig(TokenEncoderConfig):
     commitment_weight: float = 2.5
     """Weight of the distance between the encoder's vectors and their codes in the loss. Larger: vectors stay nearer to
     the codes, and have less freedom to carry words."""
+    text_ids_per_s: float = 3.0
+    """Text ids in a second of speech, about; 3 are those of Whisper's text tokenizer in English. A token's distance to
+    its code counts as much as the ids of its time, so that `commitment_weight` says the same at every frame rate."""
     ctc_weight: float = 0.5
-    """Share of the CTC head in the recognition loss, 0 to 1; the attention decoder has the rest."""
+    """Share of the CTC head in the recognition loss, 0 to 1; the attention decoder has the rest. 0, as in the paper:
+    there is no CTC head."""
     max_text_ids: int = 448
     """Longest text that the attention decoder can read or write, in ids of the text tokenizer."""
     read_back_head: Head = "ctc"
@@ -71,6 +75,12 @@ class SupervisedTokenizerConfig(TokenEncoderConfig):
         super().__post_init__()
         if not 0.0 <= self.ctc_weight <= 1.0:
             raise ValueError(f"ctc_weight={self.ctc_weight} must lie in 0..1; the attention decoder gets the rest")
+        if not self.ctc_weight and self.read_back_head == "ctc":
+            raise ValueError(
+                "read_back_head='ctc' needs a CTC head, and ctc_weight=0 makes none; set it to 'attention'"
+            )
+        if self.text_ids_per_s <= 0:
+            raise ValueError(f"text_ids_per_s={self.text_ids_per_s} must be positive; 3 suits English")
         if self.text_vocab_size < 1:
             raise ValueError(f"text_vocab_size={self.text_vocab_size} must be the size of the text tokenizer")
         if self.layers_above < 1:
@@ -115,7 +125,7 @@ class Encoded:
 
     `states_BTD`: what the ASR heads read; `ids_BT`: codes, None while the VQ warm-up bypasses the codebook;
     `commitment_BT`: squared distance to the code, mean over channels, 0 in the padding; `num_tokens_B`: valid tokens;
-    `ctc_B`, `attention_B`: -log p of each row's text by either head, None when no text was given.
+    `ctc_B`, `attention_B`: -log p of each row's text by either head, None when no text was given or there is no head.
     """
 
     states_BTD: torch.Tensor
@@ -137,7 +147,7 @@ class SupervisedTokenizer(TokenEncoder):
         if text_tokenizer is not None:
             _check_vocabulary(config, text_tokenizer)
         self.text_tokenizer = text_tokenizer
-        self.ctc = CTCHead(config.width, config.text_vocab_size)
+        self.ctc = CTCHead(config.width, config.text_vocab_size) if config.ctc_weight else None
         self.decoder = TextDecoder(
             config.width,
             config.num_heads,
@@ -166,7 +176,7 @@ class SupervisedTokenizer(TokenEncoder):
             ids_BT=quantized.ids_BT,
             commitment_BT=quantized.commitment_BT,
             num_tokens_B=num_tokens_B,
-            ctc_B=None if text_BL is None else self.ctc.loss(states_BTD, num_tokens_B, text_BL),
+            ctc_B=None if text_BL is None or not self.ctc else self.ctc.loss(states_BTD, num_tokens_B, text_BL),
             attention_B=None if text_BL is None else self.decoder.loss(states_BTD, num_tokens_B, text_BL),
         )
 
@@ -243,6 +253,8 @@ class SupervisedTokenizer(TokenEncoder):
                 "this tokenizer has no text_tokenizer.json, so its ASR heads cannot spell; build it with one"
             )
         chosen = self.ctc if (head or self.config.read_back_head) == "ctc" else self.decoder
+        if chosen is None:
+            raise ValueError("head='ctc': this tokenizer was trained with ctc_weight=0; read with 'attention'")
         return [self.text_tokenizer.decode(ids) for ids in chosen.greedy(states_BTD, num_tokens_B)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechquilt.config import from_dict
 from speechquilt.nn.hugging_face import read_json
@@ -88,6 +88,7 @@ def _config(
         "decoder_end": _id(text, END),
         "max_text_ids": hf["max_target_positions"] - len(prompt),
         "read_back_head": "attention",
+        "ctc_weight": 0.0,
         "vq_warmup_updates": WARMUP_UPDATES,
         **{ours: hf[theirs] for ours, theirs in _SIZES.items()},
         **({} if own_rate else rate_fields(pooling, hf["max_source_positions"])),
@@ -166,9 +167,11 @@ def _second_positions(table_FD: Tensor, pooling: int, positions: Positions) -> T
 
 def _new_weights(config: SupervisedTokenizerConfig) -> dict[str, Tensor]:
     """What Whisper does not have."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        parts = {"ctc.": CTCHead(config.width, config.text_vocab_size), "quantizer.": config.quantizer().build()}
+    parts: dict[str, nn.Module] = {"quantizer.": config.quantizer().build()}
+    if config.ctc_weight:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            parts["ctc."] = CTCHead(config.width, config.text_vocab_size)
     return {
         prefix + name: tensor.detach() for prefix, part in parts.items() for name, tensor in part.state_dict().items()
     }

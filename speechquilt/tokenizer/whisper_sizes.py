@@ -65,7 +65,7 @@ def rate_fields(pooling: int, max_frames: int = WINDOW_FRAMES) -> dict[str, Any]
 def preset(name: str = "large-v3", frame_rate: float = 12.5) -> SupervisedTokenizerConfig:
     """A tokenizer of a Whisper's size, split in the middle; `preset()` is the paper's, large-v3 at 12.5 Hz.
 
-    Training starts with the codebook bypassed. Raises ValueError for a name or a rate that is not in the tables.
+    Recognition is learnt by the attention decoder alone. Training starts with the codebook bypassed. Raises ValueError for a name or a rate that is not in the tables.
     """
     if name not in WHISPER:
         raise ValueError(f"unknown preset {name!r}; {nearest(name, list(WHISPER))}")
@@ -81,6 +81,8 @@ def preset(name: str = "large-v3", frame_rate: float = 12.5) -> SupervisedTokeni
         layers_below=size.layers // 2,
         layers_above=size.layers - size.layers // 2,
         decoder_layers=size.decoder_layers or size.layers,
+        ctc_weight=0.0,
+        read_back_head="attention",
         vq_warmup_updates=WARMUP_UPDATES,
         context_frames=CONTEXT_BLOCKS * rate["block_frames"],
         **rate,

@@ -96,11 +96,11 @@ def plain(document: Document) -> tuple:
 
 def test_documents_are_those_of_one_span_at_a_time(corpus, speaker, tmp_path):
     """The plain rule: plan a document, speak each span alone under its own seed, assemble."""
-    bulk_jobs.interleave(str(corpus), tmp_path / "bulk", speaker, **KEYWORDS)
+    bulk_jobs.interleave(str(corpus), tmp_path / "bulk", speaker, temperature=0.5, **KEYWORDS)
     found = {d.id: plain(d) for d in read_documents(tmp_path / "bulk")}
     assert len(found) == 2 * 10
     loaded = network.load(speaker)
-    engine = EngineConfig().build(loaded.model, loaded.tokenizer)
+    engine = EngineConfig(temperature=0.5).build(loaded.model, loaded.tokenizer)
     for id, text in {"a.txt": prose(60, 0), "line5": prose(35, 5), "d.parquet:1": prose(35, 9)}.items():
         for number in (0, 1):
             plan = synthetic.plan(id, text, number, InterleaveConfig())

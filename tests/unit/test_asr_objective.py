@@ -1,5 +1,7 @@
 """The tokenizer's objective: sums that add up over batches, and a model that learns through the bottleneck."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,16 +38,39 @@ def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
     parts = [asr_objective(model, part(batch, rows)) for rows in (slice(0, 2), slice(2, 6))]
     assert weight == (batch.text_BL != IGNORE).sum() == sum(p[1] for p in parts)
     assert loss.item() == pytest.approx(sum(p[0].item() for p in parts), rel=1e-4)
-    for key in ("ctc", "attention", "commitment"):
+    for key in ("ctc", "attention", "commitment", "commitment_weight"):
         assert scalars[key].item() == pytest.approx(sum(p[2][key].item() for p in parts), rel=1e-4)
         assert scalars[key] > 0
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
-    model = SupervisedTokenizerConfig(**CONFIG, ctc_weight=0.3, commitment_weight=4.0).build().eval()
+    weights = {"ctc_weight": 0.3, "commitment_weight": 4.0, "text_ids_per_s": 5.0}
+    model = SupervisedTokenizerConfig(**CONFIG, **weights).build().eval()
     loss, _, scalars = asr_objective(model, tones(3, 1))
-    expected = 0.3 * scalars["ctc"] + 0.7 * scalars["attention"] + 4 * scalars["commitment"]
+    ids_per_token = 5.0 / 12.5
+    expected = 0.3 * scalars["ctc"] + 0.7 * scalars["attention"] + 4 * ids_per_token * scalars["commitment"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_commitment_is_a_mean_over_tokens_whatever_the_texts() -> None:
+    model = SupervisedTokenizerConfig(**CONFIG).build().eval()
+    batch = tones(6, 0)
+    long_text_BL = batch.text_BL.clone()
+    long_text_BL[0, :] = 1
+    for text_BL in (batch.text_BL, long_text_BL):
+        _, _, scalars = asr_objective(model, replace(batch, text_BL=text_BL))
+        encoded = model(batch.wav_BS, batch.num_samples_B)
+        each_N = torch.cat([row_T[:n] for row_T, n in zip(encoded.commitment_BT, encoded.num_tokens_B.tolist())])
+        assert (scalars["commitment"] / scalars["commitment_weight"]).item() == pytest.approx(each_N.mean().item())
+
+
+def test_without_ctc_there_is_no_head_and_every_parameter_learns() -> None:
+    model = SupervisedTokenizerConfig(**CONFIG, ctc_weight=0.0, read_back_head="attention").build().train()
+    loss, _, scalars = asr_objective(model, tones(3, 1))
+    loss.backward()
+    assert "ctc" not in scalars
+    assert not [name for name in model.state_dict() if name.startswith("ctc")]
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_codebook_use_is_that_of_valid_tokens_and_of_the_running_counts() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from speechquilt.tokenizer.emitters import TokenizerEmitter
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from tests.contracts.tiny_tokenizer import CONFIG, TEXT, build
 from tests.parity.tiny_tokenizers import noise
@@ -134,3 +135,18 @@ def test_configs_refuse_what_cannot_work() -> None:
         replace(CONFIG, text_vocab_size=9).build(TEXT)
     with pytest.raises(ValueError, match="ctc_weight=2"):
         replace(CONFIG, ctc_weight=2.0)
+    with pytest.raises(ValueError, match="ctc_weight=0 makes none"):
+        replace(CONFIG, ctc_weight=0.0)
+    with pytest.raises(ValueError, match="text_ids_per_s=0"):
+        replace(CONFIG, text_ids_per_s=0.0)
+
+
+def test_without_a_ctc_head_tokens_are_read_by_attention_alone(tmp_path: Path) -> None:
+    model = build(ctc_weight=0.0, read_back_head="attention")
+    ids_T = alone(model, noise(0, 1.0)).numpy()
+    model.save(tmp_path)
+    assert SupervisedTokenizer.load(tmp_path).read_back([ids_T]) == model.read_back([ids_T])
+    with pytest.raises(ValueError, match="trained with ctc_weight=0"):
+        model.read_back([ids_T], "ctc")
+    with pytest.raises(ValueError, match="no CTC head"):
+        TokenizerEmitter(model)

@@ -69,6 +69,31 @@ def test_measuring_on_the_way_changes_nothing_and_is_not_repeated(
     assert len(measured) == 5  # only the last step's again
 
 
+def test_a_measurement_on_the_way_is_of_a_sample_that_is_evenly_spread() -> None:
+    recordings = [Utterance(id=str(i), text="cat", audio=noise(0.1, 0)) for i in range(10)]
+    assert [u.id for u in recipes.evenly(recordings, 4)] == ["0", "2", "5", "7"]
+    assert recipes.evenly(recordings, 64) == recordings
+
+
+@pytest.mark.parametrize(
+    ("head", "ctc_weight", "readings"), [("ctc", 0.5, 2), ("attention", 0.5, 1), ("attention", 0.0, 1)]
+)
+def test_no_head_reads_the_same_twice(
+    head: str, ctc_weight: float, readings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(MODEL, read_back_head=head, ctc_weight=ctc_weight, vq_warmup_updates=0).build(TEXT).eval()
+    calls: list[str] = []
+    read = SupervisedTokenizer._read
+    monkeypatch.setattr(SupervisedTokenizer, "_read", lambda *a: (calls.append(a[-1]), read(*a))[1])
+    rates = recipes.held_out_rates(model, held_out()[:1])
+    assert set(rates) == {"wer", "cer", "wer_attention", "cer_attention"}
+    assert len(calls) == readings
+    calls.clear()
+    found = recipes.measure_tokenizer(model, held_out())
+    assert {"tokenizer.wer", "tokenizer.cer", "tokenizer.wer_attention"} <= found.keys()
+    assert len(calls) == readings
+
+
 def test_transcripts_come_back_in_order_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODEL.build(TEXT).eval()
     utterances = [
@@ -223,6 +248,7 @@ def test_the_large_recipe_is_the_papers() -> None:
     assert clips == 4096
     assert (model.width, model.layers_below, model.layers_above, model.num_mels) == (1280, 16, 16, 128)
     assert presets.LARGE.augment is None
+    assert (model.ctc_weight, model.read_back_head) == (0.0, "attention")
     assert (model.vq_decay, model.commitment_weight, model.vq_restart_interval) == (0.99, 2.5, 100)
 
 
@@ -230,19 +256,22 @@ def test_the_cost_is_audio_times_flops_over_speed() -> None:
     machine = cost.Machine(gpu=cost.GPUS["h100"], gpus=8, mfu=0.4)
     found = cost.tokenizer_training(presets.LARGE, presets.PAPER_RANKS, machine)
     assert found.amount / 3600 == pytest.approx(presets.PAPER_HOURS, rel=1e-3)
-    per_second = cost.training_flops_per_s(presets.LARGE.model, clip_s=cost.CLIP_S, text_ids_per_s=cost.TEXT_IDS_PER_S)
+    per_second = cost.training_flops_per_s(
+        presets.LARGE.model, clip_s=cost.CLIP_S, text_ids_per_s=presets.LARGE.model.text_ids_per_s
+    )
     assert found.gpu_hours == pytest.approx(found.amount * per_second / (0.4 * 989e12 * 3600))
     assert cost.tokenizer_training(presets.one_gpu("small"), 1, machine).gpu_hours < 24
     alone = cost.tokenizer_training(presets.LARGE, 1, machine)
     assert alone.gpu_hours * presets.PAPER_RANKS == pytest.approx(found.gpu_hours)
 
 
-@pytest.mark.parametrize("pooling", [1, 4])
-def test_flops_are_those_that_torch_counts(pooling: int) -> None:
+@pytest.mark.parametrize(("pooling", "ctc_weight"), [(1, 0.5), (4, 0.5), (4, 0.0)])
+def test_flops_are_those_that_torch_counts(pooling: int, ctc_weight: float) -> None:
     """What is not a matrix product (norms, softmax, CTC's sums) is not counted; the features are subtracted."""
     sizes = {"width": 64, "ffn_width": 96, "layers_below": 2, "layers_above": 2, "decoder_layers": 2}
+    heads = {"ctc_weight": ctc_weight, "read_back_head": "attention"}
     config = SupervisedTokenizerConfig(
-        **CONFIG | sizes | {"text_vocab_size": 70, "pooling": pooling, "causal": False, "max_frames": 400}
+        **CONFIG | sizes | {"text_vocab_size": 70, "pooling": pooling, "causal": False, "max_frames": 400}, **heads
     )
     model = config.build().train()
     audio_BS, length_B = torch.randn(6, 16000) * 0.1, torch.full((6,), 16000)

@@ -1,7 +1,8 @@
 """The speech tokenizer's objective: CTC + attention ASR loss through the bottleneck, plus commitment (spec 1, 2.4).
 
-All losses are per text id, so that sums over batches and ranks add up. A clip's commitment (mean over its tokens)
-counts once per id of its text.
+Sums have one weight, the text ids, so that they add up over batches and ranks.
+Trap: commitment is a mean over tokens, and a sum over tokens divided by ids is not. Every token counts as much as the
+ids that its time has on average (`text_ids_per_s`), a constant: a batch of slow speech has a little more commitment.
 """
 
 from contextlib import nullcontext
@@ -22,7 +23,8 @@ def asr_objective(
     """-> (summed loss, number of text ids, sums of named scalars). `augment` hides parts of the features in training
     mode.
 
-    Scalars, per text id: `ctc`, `attention`, `commitment` (before their weights). Per batch: `codes`, distinct codes in
+    Scalars, before their weights: `ctc` (where there is such a head) and `attention` per text id, `commitment` per token.
+    Per batch: `codes`, distinct codes in
     it; `perplexity` of the codebook's running use; `dead`, the codes below the restart threshold, which the next
     restart replaces (right after one: 0). All three are 0 while the VQ warm-up bypasses the codebook. `total_restarts`:
     codes that were replaced, counted once however many ranks there are.
@@ -30,17 +32,20 @@ def asr_objective(
     config = model.config
     with augment.behind(model.log_mel) if augment is not None and model.training else nullcontext():
         encoded = model(batch.wav_BS, batch.num_samples_B, batch.text_BL)
-    num_ids_B = (batch.text_BL != IGNORE).sum(1)
-    ctc, attention = encoded.ctc_B.sum(), encoded.attention_B.sum()
-    commitment = (encoded.commitment_BT.sum(1) / encoded.num_tokens_B * num_ids_B).sum()
-    loss = config.ctc_weight * ctc + (1 - config.ctc_weight) * attention + config.commitment_weight * commitment
-    scalars = {"ctc": ctc.detach(), "attention": attention.detach(), "commitment": commitment.detach()}
+    attention, commitment = encoded.attention_B.sum(), encoded.commitment_BT.sum()
+    ids_per_token = config.text_ids_per_s / model.frame_rate
+    loss = (1 - config.ctc_weight) * attention + config.commitment_weight * ids_per_token * commitment
+    scalars = {"attention": attention.detach(), "commitment": commitment.detach()}
+    scalars["commitment_weight"] = encoded.num_tokens_B.sum()
+    if encoded.ctc_B is not None:
+        scalars["ctc"] = encoded.ctc_B.sum().detach()
+        loss = loss + config.ctc_weight * encoded.ctc_B.sum()
     per_batch = codebook_use(model, encoded.ids_BT, encoded.num_tokens_B)
     one = torch.ones((), device=loss.device)
     # All ranks replace the same codes, and the trainer adds over ranks.
     restarts = model.quantizer.restarted if distributed.rank() == 0 else 0
     per_batch |= {f"{name}_weight": one for name in per_batch}
-    return loss, num_ids_B.sum(), scalars | per_batch | {"total_restarts": one * restarts}
+    return loss, (batch.text_BL != IGNORE).sum(), scalars | per_batch | {"total_restarts": one * restarts}
 
 
 def codebook_use(
