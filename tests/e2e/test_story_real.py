@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 TIMED = ("seconds", "minutes", "run.fingerprint")
 TINY = [
     "--scale=1", "--corpus.voices", "espeak:en-us", "espeak:en-us+f3", "--corpus.unseen-voice=espeak:en-us+m7",
-    "--corpus.sentences=40", "--corpus.passes=1", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
+    "--corpus.sentences=40", "--corpus.passes=1", "--voice.voice=espeak:en-us", "--voice.sentences=30", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
     "--tokenizer.train.steps=3", "--tokenizer.train.warmup-steps=1", "--tokenizer.train.num-threads=1", "--tokenizer.train.checkpoint-every=1",
     "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.pooling=2",
     "--tokenizer.first=steps=2,warmup_steps=1,num_threads=1,lr=1e-4,checkpoint_every=1,seed=1",

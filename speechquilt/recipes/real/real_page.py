@@ -34,6 +34,7 @@ NAMES = {
     "corpus": "Corpus",
     "tokenizer": "Speech tokenizer",
     "tokens": "Recordings as tokens",
+    "voice": "One voice as tokens",
     "text_to_token": "Text-to-token",
     "texts": "Texts",
     "interleaved": "Interleaving",
