@@ -37,6 +37,7 @@ _STUDIES = {
         "speechquilt.studies.interleaved_data:InterleavingConfig", "what interleaved data is worth"
     ),
     "frame_rates": Command("speechquilt.studies.frame_rates:FrameRatesConfig", "the tokenizer at 50 to 6.25 Hz"),
+    "codebook": Command("speechquilt.studies.codebook:CodebookConfig", "what keeps a codebook alive inside Whisper"),
     "real_text": Command("speechquilt.studies.real_text:RealTextConfig", "interleaving of text that no one here wrote"),
 }
 COMMANDS: dict[str, Command | dict[str, Command]] = {

@@ -300,7 +300,7 @@ def measure_tokenizer(model: SupervisedTokenizer, held_out: Sequence[Utterance])
         "tokenizer.codebook_size": model.vocab_size,
         "tokenizer.codebook_used": float((counts_K > 0).mean()),
         "tokenizer.perplexity": float(np.exp(entropy)),
-        "tokenizer.bits_per_s": entropy / np.log(2) * model.frame_rate,
+        "tokenizer.bits_per_s": float(entropy / np.log(2)) * model.frame_rate,
         "tokenizer.streaming_equals_offline": all(
             np.array_equal(stream(model, wave.samples_S, STREAM_CHUNKS[i % len(STREAM_CHUNKS)]), offline)
             for i, (wave, offline) in enumerate(zip(waves[:STREAMED], ids))

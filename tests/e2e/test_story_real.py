@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from speechquilt.evals.results import read_results
 from speechquilt.data.sources.text_files import read_texts
+from speechquilt.evals.results import read_results
 from speechquilt.recipes.real.promises import SCHEMA
 from speechquilt.recipes.real.real_story import held_out_sentences
 from speechquilt.recipes.real.sizes import END_OF_TEXT
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 TIMED = ("seconds", "minutes", "run.fingerprint")
 TINY = [
     "--scale=1", "--corpus.voices", "espeak:en-us", "espeak:en-us+f3", "--corpus.unseen-voice=espeak:en-us+m7",
-    "--corpus.sentences=40", "--corpus.passes=1", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
+    "--corpus.sentences=40", "--corpus.passes=1", "--voice.voice=espeak:en-us", "--voice.sentences=30", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
     "--tokenizer.train.steps=3", "--tokenizer.train.warmup-steps=1", "--tokenizer.train.num-threads=1", "--tokenizer.train.checkpoint-every=1",
     "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.pooling=2",
     "--tokenizer.first=steps=2,warmup_steps=1,num_threads=1,lr=1e-4,checkpoint_every=1,seed=1",
@@ -84,7 +84,26 @@ def dictionary(folder: Path) -> None:
 
 def books(folder: Path) -> None:
     """Chapters and sayings in the layout that `make texts` leaves."""
-    words = "and the old man went down to the sea with his three sons to look for a boat".split()
+    words = [
+        "and",
+        "the",
+        "old",
+        "man",
+        "went",
+        "down",
+        "to",
+        "the",
+        "sea",
+        "with",
+        "his",
+        "three",
+        "sons",
+        "to",
+        "look",
+        "for",
+        "a",
+        "boat",
+    ]
     (folder / "bible").mkdir()
     (folder / "fortunes").mkdir()
     rng = np.random.default_rng(1)
@@ -165,7 +184,11 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: li
 @pytest.mark.slow
 def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
     """The whole story's own settings at a hundredth: SmolLM2 is nearly the base that it was, and Whisper hears every voice."""
-    fetched = [real_weights("whisper-tiny.en"), real_weights("smollm2-135m-instruct"), *map(cached, ("texts", "speech"))]
+    fetched = [
+        real_weights("whisper-tiny.en"),
+        real_weights("smollm2-135m-instruct"),
+        *map(cached, ("texts", "speech")),
+    ]
     names = ("--whisper", "--base", "--texts.folder", "--corpus.flite-folder")
     try:
         finish(start(tmp_path / "real", [*REAL, *(f"{name}={path}" for name, path in zip(names, fetched))]))

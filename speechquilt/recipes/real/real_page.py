@@ -18,6 +18,9 @@ from speechquilt.stages.stage import Story
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.types import Utterance
 
+HEARD = f"heard.{HELD_OUT}.tokens.wer"
+SAID = "text_to_token.spans.sentence.generated.wer"
+NOISE = "interleaved.noise.all.wer"
 PLAYERS = 3  # of each group of voices
 TITLES = {  # of the tables, by family of measures; "" is shown elsewhere on the page
     "run": "",
@@ -34,6 +37,7 @@ NAMES = {
     "corpus": "Corpus",
     "tokenizer": "Speech tokenizer",
     "tokens": "Recordings as tokens",
+    "voice": "One voice as tokens",
     "text_to_token": "Text-to-token",
     "texts": "Texts",
     "interleaved": "Interleaving",
@@ -81,18 +85,18 @@ def _sentences(flat: Mapping[str, Any]) -> list[str]:
     """What happened."""
     verdicts = SCHEMA.verdicts(flat)
     kept = sum(v.met for v in verdicts)
-    hours = flat["corpus.train.hours"]
-    heard, said = (
-        100 * flat[key] for key in (f"heard.{HELD_OUT}.tokens.wer", "text_to_token.spans.sentence.generated.wer")
-    )
     return [
         f"In {flat['run.seconds'] / 60:.0f} minutes on {flat['run.cores']} cores, Whisper became a speech tokenizer on "
-        f"{hours:.1f} hours of synthetic voices; its tokens of sentences that nobody trained on are read back with "
-        f"{heard:.1f} % word errors.",
-        f"A text-to-token model speaks such sentences in the same tokens ({said:.1f} % word errors), and real text was "
-        f"interleaved with {100 * flat['interleaved.noise.all.wer']:.1f} % of its spoken words wrong.",
+        f"{flat['corpus.train.hours']:.1f} hours of synthetic voices. Word errors of its tokens read back: {_shown(HEARD, flat)} "
+        f"on sentences that nobody trained on, {_shown(HEARD.replace(HELD_OUT, UNSEEN_VOICE), flat)} in a voice never heard.",
+        f"A text-to-token model speaks such sentences in the same tokens (word errors: {_shown(SAID, flat)}), and wrote the "
+        f"speech of interleaved real text (word errors: {_shown(NOISE, flat)}).",
         f"{kept} of {len(verdicts)} promised results were met.",
     ]
+
+
+def _shown(key: str, flat: Mapping[str, Any]) -> str:
+    return SCHEMA.measure(key).shown(flat[key]) if key in flat else "not measured"
 
 
 def _made(name: str, flat: Mapping[str, Any]) -> str:
@@ -100,13 +104,13 @@ def _made(name: str, flat: Mapping[str, Any]) -> str:
     if name == "corpus":
         return f"{flat['corpus.train.hours']:.1f} hours"
     if name == "tokenizer":
-        return f"WER {100 * flat[f'heard.{HELD_OUT}.tokens.wer']:.1f} % at {flat['tokenizer.frame_rate']:g} Hz"
+        return f"WER {_shown(HEARD, flat)} at {_shown('tokenizer.frame_rate', flat)}"
     if name == "text_to_token":
-        return f"WER {100 * flat['text_to_token.spans.sentence.generated.wer']:.1f} %"
+        return f"WER {_shown(SAID, flat)}"
     if name.startswith("lm/"):
-        return f"{flat[f'lm.{name[3:]}.tokens']:,} tokens"
+        return f"{_shown(f'lm.{name[3:]}.tokens', flat)} tokens"
     source = {"tokens": "speech", "interleaved": "interleaved", "text": "text"}.get(name)
-    return f"{flat[f'shards.{source}.documents']:,} documents" if source else ""
+    return f"{_shown(f'shards.{source}.documents', flat)} documents" if source else ""
 
 
 def _facts(settings: Any, flat: Mapping[str, Any]) -> list[tuple[str, str]]:

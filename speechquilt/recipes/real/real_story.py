@@ -27,11 +27,12 @@ from speechquilt.jobs import bulk
 from speechquilt.jobs.encode_text import encode_corpus
 from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
 from speechquilt.jobs.tokenize_audio import tokenize_folder
-from speechquilt.recipes.real import given, promises, sizes
+from speechquilt.recipes.real import given, promises, sizes, speaker
 from speechquilt.recipes.real.given import Needed
 from speechquilt.recipes.real.real_evals import Made, RealEvalsConfig, evaluate, recordings
 from speechquilt.recipes.real.real_texts import RealTextsConfig, write_texts
-from speechquilt.recipes.real.sizes import shrunk_run
+from speechquilt.recipes.real.sizes import shrunk, shrunk_run
+from speechquilt.recipes.real.speaker import SpeakerVoiceConfig
 from speechquilt.reports import charts
 from speechquilt.stages.encode import load_text_tokenizer
 from speechquilt.stages.spoken_corpus import HELD_OUT, TRAIN, SpokenCorpusConfig, speak_corpus
@@ -70,10 +71,12 @@ class RealConfig:
     """How sentences are joined to train the speech tokenizer."""
     tokenizer: TokenizerRecipe = sizes.TOKENIZER
     """How the speech tokenizer is trained; its start is whisper."""
-    text_ids: int = sizes.TEXT_IDS
+    voice: SpeakerVoiceConfig = SpeakerVoiceConfig()
+    """Which voice the text-to-token model learns from, and how much of it."""
+    text_ids: int = speaker.TEXT_IDS
     """Most ids of the text tokenizer that the text-to-token model reads with, which is its own and small."""
-    text_to_token: TextToTokenRecipe = sizes.TEXT_TO_TOKEN
-    """How the text-to-token model is trained."""
+    text_to_token: TextToTokenRecipe = speaker.TEXT_TO_TOKEN
+    """How the text-to-token model is trained; its engine speaks the texts too."""
     texts: RealTextsConfig = RealTextsConfig()
     """Which texts the language models read, and how much of them."""
     interleave: InterleaveConfig = InterleaveConfig(languages=("en",))
@@ -115,6 +118,7 @@ def carried_out(config: RealConfig) -> RealConfig:
             start=config.whisper,
             language=config.language,
         ),
+        voice=replace(config.voice, sentences=shrunk(config.voice.sentences, k, sizes.LEAST_SENTENCES)),
         text_to_token=replace(config.text_to_token, train=shrunk_run(config.text_to_token.train, k)),
         texts=config.texts.shrunk(k),
         plain=replace(config.plain, train=shrunk_run(config.plain.train, k), warm_start=config.base),
@@ -140,10 +144,16 @@ def story(config: RealConfig) -> Path:
         lambda folder: _tokens(full, corpus, tokenizer, folder),
         what="the recordings as speech tokens: documents, pairs, and spoken texts to interleave",
     )
-    speaker = stages.stage(
+    voice = stages.stage(
+        "voice",
+        full.voice,
+        lambda folder: _voice(full, tokenizer, folder),
+        what=f"sentences of the corpus by one voice, {full.voice.voice}, as speech tokens",
+    )
+    text_to_token = stages.stage(
         "text_to_token",
         [full.text_ids, full.text_to_token],
-        lambda folder: _text_to_token(full, tokenizer, tokens, folder),
+        lambda folder: _text_to_token(full, tokenizer, voice / SHARDS / "parallel", folder),
         what="a text-to-token model: text in, speech tokens with word ends out",
     )
     texts = stages.stage(
@@ -155,7 +165,7 @@ def story(config: RealConfig) -> Path:
     interleaved = stages.stage(
         "interleaved",
         [full.interleave, full.noise_sample],
-        lambda folder: _interleaved(full, texts, speaker, tokenizer, folder),
+        lambda folder: _interleaved(full, texts, text_to_token, tokenizer, folder),
         what="the texts with some of their words spoken by the text-to-token model",
     )
     text = stages.stage(
@@ -193,13 +203,17 @@ def _needed(full: RealConfig) -> list[Needed]:
 
 
 def _corpus(full: RealConfig, stages: Story) -> Path:
-    def make(folder: Path) -> dict[str, Any]:
-        sentences = example_sentences(Path(full.texts.folder) / "wordnet")
-        return speak_corpus(sentences, folder, full.corpus, workers=len(os.sched_getaffinity(0)))
-
     return stages.stage(
-        "corpus", full.corpus, make, what=f"example sentences of a dictionary in {len(full.corpus.voices)} voices"
+        "corpus",
+        full.corpus,
+        lambda folder: _speak(full, full.corpus, folder),
+        what=f"example sentences of a dictionary in {len(full.corpus.voices)} voices",
     )
+
+
+def _speak(full: RealConfig, settings: SpokenCorpusConfig, folder: Path) -> dict[str, Any]:
+    sentences = example_sentences(Path(full.texts.folder) / "wordnet")
+    return speak_corpus(sentences, folder, settings, workers=len(os.sched_getaffinity(0)))
 
 
 def _tokenizer(full: RealConfig, stages: Story, corpus: Path) -> Path:
@@ -230,22 +244,32 @@ def _tokens(full: RealConfig, corpus: Path, tokenizer: Path, folder: Path) -> di
     return _counted("speech", folder / SHARDS / "speech")
 
 
-def _text_to_token(full: RealConfig, tokenizer: Path, tokens: Path, folder: Path) -> dict[str, Any]:
-    spoken = tokens / SHARDS / "parallel"
+def _voice(full: RealConfig, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    _speak(full, full.voice.corpus(full.corpus), folder / "corpus")
+    tokenize_folder(folder / "corpus" / TRAIN, folder / SHARDS, tokenizer)
+    return {}
+
+
+def _text_to_token(full: RealConfig, tokenizer: Path, spoken: Path, folder: Path) -> dict[str, Any]:
     texts = TextTokenizer.train((spoken_form(item.text) for item in SpokenParts.open([spoken])), full.text_ids)
     ear = SupervisedTokenizer.load(tokenizer)
     return train_on_shards(full.text_to_token, ear, [spoken], folder, text_tokenizer=texts)
 
 
-def _interleaved(full: RealConfig, texts: Path, speaker: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+def _interleaved(full: RealConfig, texts: Path, text_to_token: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     interleave_corpus(
         str(texts / "train"),
         folder / SHARDS,
-        speaker,
+        text_to_token,
         tokenizer=tokenizer,
         text_tokenizer=Path(full.base),
         rule=full.interleave,
-        settings=InterleaveSettings(slice_mib=SLICE_MIB, noise_sample=full.noise_sample),
+        settings=InterleaveSettings(
+            slice_mib=SLICE_MIB,
+            noise_sample=full.noise_sample,
+            temperature=full.text_to_token.engine.temperature,
+            top_p=full.text_to_token.engine.top_p,
+        ),
     )
     stats = json.loads((folder / SHARDS / bulk.STATS).read_text(encoding="utf-8"))
     noise = {

@@ -11,13 +11,9 @@ from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
 from speechquilt.model import ladder
 from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
-from speechquilt.nn.llama import LlamaConfig
 from speechquilt.stages.spoken_corpus import SpokenCorpusConfig
 from speechquilt.stages.train_lm import LMRecipe
-from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
-from speechquilt.text_to_token.examples import TextToTokenDataConfig
-from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.whisper_sizes import preset
 from speechquilt.train.trainer import TrainConfig
 
@@ -25,8 +21,7 @@ WHISPER, BASE = ".cache/weights/whisper-tiny.en", ".cache/weights/smollm2-135m-i
 THREADS = 2
 END_OF_TEXT = "<|endoftext|>"  # what stands between documents in SmolLM2's pre-training, whatever its chat tokens are
 
-TEXT_IDS = 1024
-LEAST_CODES = 256  # however little there is to hear
+LEAST_CODES, LEAST_SENTENCES = 256, 64  # at the smallest scale
 
 CORPUS = SpokenCorpusConfig(
     sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech"
@@ -53,15 +48,6 @@ TOKENIZER = TokenizerRecipe(
     start=WHISPER,
     language=None,
 )
-TEXT_TO_TOKEN = TextToTokenRecipe(
-    llama=LlamaConfig(width=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_width=704),
-    data=TextToTokenDataConfig(rows=8, row_tokens=384),
-    train=TrainConfig(
-        steps=1500, lr=1e-3, warmup_steps=100, checkpoint_every=200, keep_checkpoints=1, num_threads=THREADS
-    ),
-    engine=EngineConfig(temperature=0.7),
-)
-
 # Of 135 million parameters two cores train about 185 tokens in a second, so rows are short and hold little padding.
 PATCH_SIZE = 2  # 160 ms at 12.5 Hz
 WEIGHTS = {"text": 0.3, "interleaved": 0.35, "parallel": 0.2, "speech": 0.05, "asr": 0.1}
@@ -113,5 +99,5 @@ def shrunk_run(train: TrainConfig, scale: float, least: int = 2) -> TrainConfig:
 
 def shrunk_corpus(corpus: SpokenCorpusConfig, scale: float) -> SpokenCorpusConfig:
     """Fewer sentences in the same voices."""
-    sentences, held_out = shrunk(corpus.sentences, scale, 64), shrunk(corpus.held_out, scale, 16)
+    sentences, held_out = shrunk(corpus.sentences, scale, LEAST_SENTENCES), shrunk(corpus.held_out, scale, 16)
     return replace(corpus, sentences=sentences, held_out=held_out)
