@@ -39,7 +39,7 @@ _READER = TrainConfig(
     num_threads=THREADS,
 )
 TOKENIZER = TokenizerRecipe(
-    model=replace(preset("tiny", 12.5), read_back_head="attention", ctc_weight=0.0, vq_warmup_updates=0, vq_decay=0.95),
+    model=replace(preset("tiny", 12.5), vq_warmup_updates=0, vq_decay=0.95),
     first=replace(_READER, steps=300, seed=1),
     train=replace(_READER, steps=900),
     lower_lr=0.1,
