@@ -56,6 +56,15 @@ def test_near_codes_have_near_rows():
         assert apart[1] < 0.05 * apart[2:].min()
 
 
+def test_a_code_can_still_differ_from_its_neighbours():
+    model = attached()
+    before = model.lm_head.weight.detach()
+    with torch.no_grad():
+        model.lm_head.parametrizations.weight.original[SPEECH.start + 3] += 1
+    moved_V = (model.lm_head.weight.detach() - before).abs().sum(1)
+    assert moved_V.nonzero()[:, 0].tolist() == [SPEECH.start + 3]
+
+
 def test_folding_keeps_what_the_model_computes_and_leaves_a_plain_llama():
     model, data = attached(), batch([[1, 2, SPEECH.start, SPEECH.start + 7, SPEECH.stop - 1]])
     for parameter in model.parameters():
