@@ -33,6 +33,7 @@ def amounts(config: RealConfig) -> dict[str, int]:
         "sentences": config.corpus.sentences,
         "held out": config.corpus.held_out,
         "voice": config.voice.sentences,
+        "spoken": config.spoken,
         "words": config.texts.words,
         "codes": config.tokenizer.model.codebook_size,
         **to_dict(config.evals),
