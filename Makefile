@@ -63,6 +63,9 @@ $(CLIPS)/transcription:
 	mv $(CLIPS)/package/usr/share/pocketsphinx/test/data/librivox/* $(CLIPS)/package/usr/share/doc/pocketsphinx-testdata/copyright $(CLIPS)/
 	rm -r $(CLIPS)/package
 
+weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
+	$(BIN)/speechquilt weights --out .cache/weights
+
 speech: $(SPEECH)/copyright ## fetch Flite's four English voices (Debian's libflite1), where it is not installed
 
 $(SPEECH)/copyright:
@@ -80,9 +83,6 @@ $(TEXTS)/fortunes/copyright:
 	mv $(TEXTS)/package/usr/share/doc/bible-kjv-text/copyright $(TEXTS)/bible/
 	mv $(TEXTS)/package/usr/share/games/fortunes $(TEXTS)/ && cp $(TEXTS)/package/usr/share/doc/fortunes/copyright $(TEXTS)/fortunes/
 	rm -r $(TEXTS)/package
-
-weights: setup   ## fetch real weights (Whisper tiny.en, SmolLM2-135M, Kokoro-82M; about 200 MB) for `make real` and the tests that use them
-	$(BIN)/speechquilt weights --out .cache/weights
 
 clean:           ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis

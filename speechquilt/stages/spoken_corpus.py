@@ -37,23 +37,21 @@ METADATA, REJECTS, STATE = "metadata.jsonl", "rejects.jsonl", "corpus.json"
 UNFINISHED = "unfinished"  # beside the sets, so that these can be read while others are spoken
 SENTENCES_PER_TASK = 64  # a few seconds of work, which a kill costs
 LOOK_EVERY_S = 1.0
-VOICES = (
+VOICES = (  # more of Flite's than of espeak-ng's, which Whisper hears wrong two to three times as often
     "flite:slt",
     "flite:slt+p0.88r0.95",
+    "flite:slt+p0.94r1.08",
     "flite:slt+p1.12r1.05",
     "flite:awb",
     "flite:awb+p0.90r1.08",
+    "flite:awb+p1.08r1.04",
     "flite:awb+p1.16r0.96",
-    "flite:kal16",
+    "flite:kal16+p1.07r0.95",
     "flite:kal16+p1.14r1.00",
     "espeak:en-us",
-    "espeak:en-us+f3",
+    "espeak:en-us+p0.92r0.95",
     "espeak:en-us+m7",
-    "espeak:en+f2",
-    "espeak:en-gb-x-rp+m3",
     "espeak:en-gb-scotland+m1",
-    "espeak:en-us+f4+p0.92r0.92",
-    "espeak:en-us+m3+p1.10r1.00",
 )
 
 
@@ -66,7 +64,7 @@ class SpokenCorpusConfig:
     unseen_voice: str = "flite:rms"
     """Voice that speaks the held-out sentences once more and is never trained on; none: no such set."""
     flite_folder: str = ""
-    """Where Flite's libraries were unpacked; none: those that the system has."""
+    """Where Flite's libraries were unpacked; what is not there is taken from the system."""
     held_out: int = 500
     """Sentences that are kept for measuring."""
     sentences: int = 0

@@ -30,7 +30,9 @@ _EVENT_END_OF_LIST, _EVENT_WORD = 0, 1
 _PARAMETER_RATE, _PARAMETER_PITCH, _PARAMETER_RANGE = 1, 3, 4
 _OUTPUT_SYNCHRONOUS, _DONT_EXIT, _CHARS_UTF8, _POSITION_CHARACTER = 2, 0x8000, 1, 1
 _PHONEMES_IPA = 2
-_CLOSING = re.compile(r"""([;:,.!?—…]+)["'”’)\s]*["'“‘(]*\S?$""")  # and the letter of the next clause that is read ahead
+_CLOSING = re.compile(
+    r"""([;:,.!?—…]+)["'”’)\s]*["'“‘(]*\S?$"""
+)  # and the letter of the next clause that is read ahead
 
 _one_at_a_time = threading.Lock()  # espeak-ng is one global speaker
 
@@ -51,7 +53,7 @@ def clauses(text: str, language: str) -> list[Clause]:
     """
     with _one_at_a_time, _Library(_loader()) as library:
         library.set_voice(language)
-        return [clause for clause in library.pronounce(text) if clause.ipa]
+        return [clause for clause in library.pronounce(_with_capitals(text)) if clause.ipa]
 
 
 @dataclass(frozen=True, kw_only=True)

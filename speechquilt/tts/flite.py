@@ -36,7 +36,7 @@ class FliteTTSConfig:
     rate: float = 1.0
     """Speed, 0.5 to 2; 1 is the voice's own. Higher: less audio for the same text."""
     folder: str = ""
-    """Where Flite's libraries were unpacked, searched with all folders below; none: those that the system has."""
+    """Where Flite's libraries were unpacked, searched with all folders below; what is not there is taken from the system."""
 
     def __post_init__(self) -> None:
         if not self.voices or len(set(self.voices)) != len(self.voices):
@@ -83,7 +83,7 @@ class FliteTTS:
 
 
 def is_there(folder: str = "") -> bool:
-    """Whether Flite's library is in `folder` or, without one, on the system."""
+    """Whether Flite's library is in `folder` or on the system."""
     try:
         _path("flite", folder)
     except FileNotFoundError:
@@ -251,12 +251,11 @@ def _library(folder: str) -> _Library:
 
 
 def _path(name: str, folder: str) -> str:
-    found = _find(name, folder) if folder else ctypes.util.find_library(name)
+    found = (_find(name, folder) if folder else "") or ctypes.util.find_library(name)
     if not found:
-        where = f"in {folder}" if folder else "on this system"
         raise FileNotFoundError(
-            f"Flite's library lib{name} is not {where}; install flite (Debian: apt-get install flite), or run `make speech` "
-            "and give the folder that it fills"
+            f"Flite's library lib{name} is not {f'in {folder} nor ' if folder else ''}on this system; install flite (Debian: "
+            "apt-get install flite), or run `make speech` and give the folder that it fills"
         )
     return found
 

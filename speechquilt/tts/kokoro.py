@@ -59,7 +59,9 @@ class KokoroTTS:
         folder = Path(config.folder)
         for name in ("model.onnx", "voices.safetensors"):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing; `speechquilt weights kokoro-82m` makes such a folder")
+                raise FileNotFoundError(
+                    f"{folder / name} is missing; `speechquilt weights kokoro-82m` makes such a folder"
+                )
         settings = read_json(folder / "config.json")
         self._sample_rate, self._ids = settings["sample_rate"], settings["phonemes"]
         self._styles: dict[str, np.ndarray] = load_file(folder / "voices.safetensors")

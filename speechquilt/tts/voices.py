@@ -65,7 +65,7 @@ class VoiceBankConfig:
     voices: tuple[str, ...] = ("espeak:en-us", "espeak:en-us+f3", "espeak:en+m3", "espeak:en+f4")
     """Voices, each once: an engine (espeak, flite, pico), a colon, its own voice, and +p1.10r0.92 for another pitch and rate."""
     flite_folder: str = ""
-    """Where Flite's libraries were unpacked; none: those that the system has."""
+    """Where Flite's libraries were unpacked; what is not there is taken from the system."""
 
     def __post_init__(self) -> None:
         if not self.voices or len(set(self.voices)) != len(self.voices):

@@ -1,5 +1,7 @@
 """Flite's voices: same text same sound, and word times that point at the words."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,7 +106,8 @@ def test_what_cannot_be_spoken_is_an_error(speaker: FliteTTS) -> None:
         speaker.speak("hello", "nobody")
 
 
-def test_absent_flite_names_the_remedy(tmp_path) -> None:
+def test_absent_flite_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     assert not is_there(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="make speech"):
         _ = FliteTTSConfig(folder=str(tmp_path)).build()

