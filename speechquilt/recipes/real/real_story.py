@@ -309,7 +309,15 @@ def _language_model(stages: Story, name: str, recipe: LMRecipe, shards: dict[str
     stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, shards, texts, folder, name, tokenizer_dir=tokenizer),
+        lambda folder: train_lm(
+            recipe,
+            shards,
+            texts,
+            folder,
+            name,
+            tokenizer_dir=tokenizer,
+            speech_tokenizer=SupervisedTokenizer.load(tokenizer),
+        ),
         what=f"a speech-text language model from {Path(recipe.warm_start).name}: {name}",
     )
 

@@ -61,6 +61,7 @@ PLAIN = LMRecipe(
     train=TrainConfig(
         steps=150,
         lr=1e-4,
+        lr_scale={f"{table}.parametrizations.weight.0": 10.0 for table in ("embedding", "head")},  # the codes' maps
         warmup_steps=15,
         weight_decay=0.0,
         log_every=5,
@@ -68,6 +69,7 @@ PLAIN = LMRecipe(
         keep_checkpoints=1,
         num_threads=THREADS,
     ),
+    codebook_rows=True,
     warm_start=BASE,
     bos_token=END_OF_TEXT,
     eos_token=END_OF_TEXT,
@@ -86,6 +88,7 @@ LATENT = replace(
     ),
     patcher=PatcherConfig(kind="static", patch_size=PATCH_SIZE),
     pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=384),
+    train=replace(PLAIN.train, lr_scale={"": 10.0, **dict.fromkeys(("global_", "text_embedding", "text_head"), 1.0)}),
 )
 
 
