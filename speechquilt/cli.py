@@ -81,6 +81,7 @@ Pre-train speech-text language models, from raw audio and plain text to a measur
 
 Start here:
   speechquilt story toy                                          the whole pipeline on an invented world, about 20 minutes
+  speechquilt story real                                         real weights, speech and texts (`make real` fetches them), 3 hours
   speechquilt story own --speech my/speech --text my/text        the same on your recordings and texts
   speechquilt --help                                             all commands
 """

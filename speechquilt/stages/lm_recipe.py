@@ -55,6 +55,10 @@ class LMRecipe:
     eos_token: str = ""
     """Token of the warm start's base that stands for the end of a document; "" is the eos_token_id of its config.json.
     """
+    codebook_rows: bool = False
+    """Learn the speech rows of embedding and head as a map of the speech tokenizer's codebook plus a free part: for short
+    runs, in which most codes are rare (docs/decisions/0021-codebook-rows.md). Needs a tokenizer whose codes are vectors.
+    """
     continue_from: str = ""
     """Run folder of a language model of ours whose weights this run starts with: more steps or other data, with a
     schedule and an optimizer of its own. Its vocabulary, kind and sizes must be those of this run. "" continues none.
@@ -84,6 +88,11 @@ class LMRecipe:
             raise ValueError(
                 f"continue_from={self.continue_from!r} with warm_start={self.warm_start!r}: a run has one start; leave one "
                 "of them empty"
+            )
+        if self.codebook_rows and (self.speech_pieces is not None or self.train.shard != "none"):
+            raise ValueError(
+                f"codebook_rows=true with speech_pieces={self.speech_pieces} and train.shard={self.train.shard!r}: pieces have no "
+                "code of their own, and shards of a table no whole map; leave one out"
             )
         if not 0 <= self.held_out < 1 or self.evaluate_every < 0:
             raise ValueError(

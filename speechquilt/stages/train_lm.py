@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from speechquilt import config
 from speechquilt.data.feed.mixture import Mixture, MixtureConfig, Source
 from speechquilt.data.feed.speech_bpe import BaseTokenCounts, SpeechBPE, speech_spans
@@ -35,12 +37,15 @@ from speechquilt.stages.budget import AtProgress, steps_for
 from speechquilt.stages.held_out import note, stops
 from speechquilt.stages.lm_recipe import RUN, LMRecipe, LMRun
 from speechquilt.stages.lm_start import BPE_FILE, check_apart, copy_bpe, has_opening_marker, new_model
+from speechquilt.stages.train_text_to_token import codebook_of
 from speechquilt.stages.training_documents import text_fingerprint
 from speechquilt.text import TextTokenizer
+from speechquilt.text_to_token import codebook_rows
 from speechquilt.train import checkpoint, distributed
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import Trainer, TrainResult
 from speechquilt.types import Batch
+from speechquilt.vocab import Vocab
 
 TEXT_TOKENIZER = "text_tokenizer.json"  # in a run folder
 TOKENIZER_DIR = "tokenizer"  # in a run folder: the speech tokenizer, where the run brings a copy
@@ -142,6 +147,8 @@ def train_lm(
     vocab = data.run.vocab
     model = new_model(recipe, data.run)
     model_config = model.config
+    if recipe.codebook_rows:
+        codebook_rows.attach_to(*speech_rows(model, vocab), codebook_of(speech_tokenizer), recipe.train.seed)
     loader = data.loader(
         recipe,
         data.mixture(recipe),
@@ -165,13 +172,22 @@ def train_lm(
     if distributed.rank() == 0:
         if distributed.world_size() > 1:  # its own copy may be a shard of the model
             model = saving.empty(model_config)
+            if recipe.codebook_rows:
+                codebook_rows.attach_to(*speech_rows(model, vocab), codebook_of(speech_tokenizer))
             checkpoint.load_model(folder, model)
+        codebook_rows.fold_into(speech_rows(model, vocab)[0])
         saving.save(model.eval().to("cpu"), folder)
         text_tokenizer.save(folder / TEXT_TOKENIZER)
         where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
         before = os.path.relpath(recipe.continue_from, folder) if recipe.continue_from else ""
         config.save(replace(data.run, tokenizer=where, continued_from=before), folder / RUN)
     return {f"lm.{name}.{key}": value for key, value in (_results(model, done) | losses).items()}
+
+
+def speech_rows(model: PlainLM | LatentLM, vocab: Vocab) -> tuple[list[nn.Embedding | nn.Linear], int]:
+    """The tables that read and write speech, and the number of the first code's row in them."""
+    first_id = model.config.first_local_id if isinstance(model, LatentLM) else 0
+    return [model.embedding, model.head], vocab.speech_start - first_id
 
 
 def _results(model: PlainLM | LatentLM, done: TrainResult) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def new_model(
     return model
 
 
-def codebook_of(tokenizer: SpeechTokenizer) -> Tensor:
+def codebook_of(tokenizer: SpeechTokenizer | None) -> Tensor:
     """Vectors of its codes [K, D]. Raises ValueError for a tokenizer that shows none."""
     if not isinstance(tokenizer, TokenEncoder):
         raise ValueError(

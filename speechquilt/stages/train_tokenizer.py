@@ -203,7 +203,7 @@ def lower_rates(model: SupervisedTokenizer, share: float) -> dict[str, float]:
     if share == 1.0:
         return {}
     below = [f"encoder.layers.{i}." for i in range(model.config.layers_below)]
-    return {name: share for name in ("encoder.conv", *below)}
+    return dict.fromkeys(("encoder.conv", *below), share)
 
 
 def new_model(recipe: TokenizerRecipe, text_tokenizer: TextTokenizer | None) -> SupervisedTokenizer:

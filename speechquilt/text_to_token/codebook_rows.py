@@ -7,11 +7,15 @@ Trap: the maps live while the model trains. `fold` adds them into the weights, a
 `LlamaForCausalLM`; saving earlier would lose the maps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from speechquilt.text_to_token.network import TextToTokenLM
+
+Table = nn.Embedding | nn.Linear  # a row of weights per id
 
 
 class CodebookRows(nn.Module):
@@ -60,18 +64,46 @@ def attach(model: TextToTokenLM, codebook_KC: Tensor, seed: int = 0) -> None:
             "give the codebook of the tokenizer whose tokens it writes"
         )
     generator = torch.Generator().manual_seed(seed)
-    speech = slice(vocab.speech_start, vocab.speech_start + vocab.num_speech)
     width = model.config.llama.width
     # The spreads of `init_weights`: 1 in the embedding, width^-0.5 in the head.
-    for module, std in ((model.model.embed_tokens, 1.0), (model.lm_head, width**-0.5)):
-        with torch.no_grad():
-            module.weight[speech] = 0
-        rows = CodebookRows(codebook_KC.to(module.weight.device), width, vocab.speech_start, std, generator)
-        parametrize.register_parametrization(module, "weight", rows)
+    for table, std in ((model.model.embed_tokens, 1.0), (model.lm_head, width**-0.5)):
+        nothing_D = table.weight.new_zeros(width)
+        _attach(table, CodebookRows(codebook_KC.to(nothing_D), width, vocab.speech_start, std, generator), nothing_D)
+
+
+def attach_to(tables: Sequence[Table], first: int, codebook_KC: Tensor, seed: int = 0) -> None:
+    """The same for `tables` of any model, whose rows from `first` on are those of the codes, in order.
+
+    Their free part begins as the mean of what the rows were and the map with their spread, so they enter the model as they
+    would have. Raises ValueError when a table ends before its codes do.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for table in tables:
+        rows_KD = table.weight.detach()[first : first + len(codebook_KC)]
+        if len(rows_KD) != len(codebook_KC):
+            raise ValueError(
+                f"the codebook has {len(codebook_KC)} codes and the model {len(rows_KD)} rows for speech; "
+                "give the codebook of the tokenizer whose tokens it reads"
+            )
+        mean_D = rows_KD.mean(0)
+        spread = float((rows_KD - mean_D).square().mean().sqrt())
+        rows = CodebookRows(codebook_KC.to(rows_KD), rows_KD.shape[1], first, spread, generator)
+        _attach(table, rows, mean_D)
+
+
+def _attach(table: Table, rows: CodebookRows, free_D: Tensor) -> None:
+    with torch.no_grad():
+        table.weight[rows.first : rows.first + len(rows.features_KF)] = free_D
+    parametrize.register_parametrization(table, "weight", rows)
 
 
 def fold(model: TextToTokenLM) -> None:
     """Add the maps into the weights, which are plain again; what the model computes stays the same."""
-    for module in (model.model.embed_tokens, model.lm_head):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    fold_into((model.model.embed_tokens, model.lm_head))
+
+
+def fold_into(tables: Sequence[Table]) -> None:
+    """The same for any tables; those that have no map are left alone."""
+    for table in tables:
+        if parametrize.is_parametrized(table, "weight"):
+            parametrize.remove_parametrizations(table, "weight", leave_parametrized=True)

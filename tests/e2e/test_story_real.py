@@ -122,7 +122,7 @@ def start(run_dir: Path, flags: list[str]) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=1700)
     assert process.returncode == 0, output[-4000:]
     return output
 
@@ -171,6 +171,7 @@ def test_no_text_that_is_read_holds_a_sentence_that_is_measured(whole: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: list[str], whole: Path) -> None:
     killed = tmp_path / "killed"
     kill_when(start(killed, flags), killed / "corpus" / "held_out")
@@ -182,6 +183,7 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: li
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
     """The whole story's own settings at a hundredth: SmolLM2 is nearly the base that it was, and Whisper hears every voice."""
     fetched = [

@@ -1,17 +1,25 @@
 """Speech rows that are maps of the codebook: what they share, what folding keeps, and that a few steps learn more."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from speechquilt.model import saving
+from speechquilt.model.latent import LatentLMConfig
+from speechquilt.model.plain import PlainLMConfig
 from speechquilt.nn.llama import LlamaConfig
+from speechquilt.recipes import defaults
+from speechquilt.stages.train_lm import speech_rows
 from speechquilt.text_to_token import codebook_rows
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
 from speechquilt.train.objectives.next_token import NextTokenObjective
 from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import IGNORE, Batch
+from speechquilt.vocab import Vocab
 
 NUM_SPEECH = 40
 LLAMA = LlamaConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=16)
@@ -144,3 +152,67 @@ def test_a_codebook_that_does_not_fit_is_an_error():
         codebook_rows.attach(CONFIG.build(), torch.randn(41, 6))
     with pytest.raises(ValueError, match="all codes of the codebook are the same"):
         codebook_rows.attach(CONFIG.build(), torch.ones(40, 6))
+
+
+# --- language models, whose rows may come from a base
+
+
+LM_VOCAB = Vocab(num_text=30, num_speech=NUM_SPEECH)
+LATENT = LatentLMConfig(
+    vocab_size=0, global_=LLAMA, local_width=8, encoder_layers=1, decoder_layers=1, local_heads=2, local_ffn=8
+)
+LANGUAGE_MODELS = {
+    "plain": PlainLMConfig(vocab_size=0, llama=LLAMA),
+    "latent": LATENT,
+    "latent, text past the local modules": replace(LATENT, text_path="bypass"),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_rows_of_a_language_model_keep_mean_and_spread_and_all_others_stay(name: str) -> None:
+    before = LANGUAGE_MODELS[name].for_vocab(LM_VOCAB).build(1)
+    with torch.no_grad():
+        before.embedding.weight += 2.0  # as the mean of a base's rows
+    model = copy.deepcopy(before)
+    tables, first = speech_rows(model, LM_VOCAB)
+    codebook_rows.attach_to(tables, first, codebook())
+    for old, new in zip(speech_rows(before, LM_VOCAB)[0], tables):
+        ours = slice(first, first + NUM_SPEECH)
+        assert torch.equal(old.weight[:first], new.weight[:first])
+        assert torch.equal(old.weight[ours.stop :], new.weight[ours.stop :])
+        assert not torch.equal(old.weight[ours], new.weight[ours])
+        assert new.weight[ours].mean().item() == pytest.approx(old.weight[ours].mean().item(), abs=0.1)
+        assert new.weight[ours].std().item() == pytest.approx(old.weight[ours].std().item(), rel=0.4)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_folded_language_model_computes_the_same_and_is_saved_as_ever(name: str, tmp_path: Path) -> None:
+    model = LANGUAGE_MODELS[name].for_vocab(LM_VOCAB).build(1).eval()
+    names = model.state_dict().keys()
+    tables, first = speech_rows(model, LM_VOCAB)
+    codebook_rows.attach_to(tables, first, codebook())
+    speech, text = LM_VOCAB.speech_start, LM_VOCAB.marker("text")
+    data = batch([[LM_VOCAB.bos, 3, LM_VOCAB.marker("speech"), speech, speech + 7, speech + NUM_SPEECH - 1, text, 5]])
+    ones_BT = torch.ones_like(data.ids_BT, dtype=torch.bool)
+    data = replace(data, opens_BT=ones_BT, closes_BT=ones_BT)
+    with torch.no_grad():
+        logits_BTV = model(data)
+        codebook_rows.fold_into(tables)
+        assert torch.allclose(model(data), logits_BTV, atol=1e-5)
+    assert model.state_dict().keys() == names
+    saving.save(model, tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(saving.load(tmp_path).eval()(data), logits_BTV, atol=1e-5)
+
+
+def test_a_codebook_larger_than_the_table_is_refused() -> None:
+    model = LANGUAGE_MODELS["plain"].for_vocab(LM_VOCAB).build(1)
+    with pytest.raises(ValueError, match="has 200 codes and the model"):
+        codebook_rows.attach_to(*speech_rows(model, LM_VOCAB), torch.randn(200, 6))
+
+
+def test_pieces_and_sharded_tables_have_no_codebook_rows() -> None:
+    with pytest.raises(ValueError, match="codebook_rows=true with speech_pieces=50"):
+        replace(defaults.LM, codebook_rows=True, speech_pieces=50)
+    with pytest.raises(ValueError, match=r"train\.shard='full'"):
+        replace(defaults.LM, codebook_rows=True, train=replace(defaults.LM.train, shard="full"))

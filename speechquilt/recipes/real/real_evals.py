@@ -119,6 +119,7 @@ def _language_models(
     held_out: Sequence[Utterance],
 ) -> dict[str, Value]:
     found: dict[str, Value] = {}
+    base_nats: dict[Path, np.ndarray] = {}
     for name, recipe in made.runs.items():
         base = Path(recipe.warm_start)
         spelling = load_text_tokenizer(base)
@@ -127,7 +128,9 @@ def _language_models(
         bos = spelling.encode(recipe.bos_token)[0]
         scorer, _ = load_scorer(made.run_dir / "lm" / name)
         pairs = continuations.pairs_of(split_sentences(held_out, tokenizer, spelling), settings.pairs)
-        found |= text_loss.text_losses(name, scorer, documents, text_loss.base_nats(base, bos, documents))
+        if base not in base_nats:
+            base_nats[base] = text_loss.base_nats(base, bos, documents)
+        found |= text_loss.text_losses(name, scorer, documents, base_nats[base])
         found |= continuations.continuations(name, scorer, pairs)
     return found
 

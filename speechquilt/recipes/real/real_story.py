@@ -9,6 +9,7 @@ without them.
 import json
 import os
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from speechquilt.data.interleaving.synthetic import InterleaveConfig
 from speechquilt.data.sources.clips import TABLE, read_clips
 from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
 from speechquilt.data.sources.speech_corpora import Entry, FolderCorpus
+from speechquilt.data.sources.speech_rows import list_audio
 from speechquilt.data.sources.wordnet import example_sentences
 from speechquilt.evals.results import write_results
+from speechquilt.files import replacing
 from speechquilt.jobs import bulk
 from speechquilt.jobs.encode_text import encode_corpus
 from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
@@ -71,6 +74,8 @@ class RealConfig:
     """How sentences are joined to train the speech tokenizer."""
     tokenizer: TokenizerRecipe = sizes.TOKENIZER
     """How the speech tokenizer is trained; its start is whisper."""
+    spoken: int = 3000
+    """Most recordings of the corpus that become documents for the language models; an hour is 45,000 tokens."""
     voice: SpeakerVoiceConfig = SpeakerVoiceConfig()
     """Which voice the text-to-token model learns from, and how much of it."""
     text_ids: int = speaker.TEXT_IDS
@@ -118,6 +123,7 @@ def carried_out(config: RealConfig) -> RealConfig:
             start=config.whisper,
             language=config.language,
         ),
+        spoken=shrunk(config.spoken, k, sizes.LEAST_SENTENCES),
         voice=replace(config.voice, sentences=shrunk(config.voice.sentences, k, sizes.LEAST_SENTENCES)),
         text_to_token=replace(config.text_to_token, train=shrunk_run(config.text_to_token.train, k)),
         texts=config.texts.shrunk(k),
@@ -140,7 +146,7 @@ def story(config: RealConfig) -> Path:
     tokenizer = _tokenizer(full, stages, corpus)
     tokens = stages.stage(
         "tokens",
-        full.base,
+        [full.base, full.spoken],
         lambda folder: _tokens(full, corpus, tokenizer, folder),
         what="the recordings as speech tokens: documents, pairs, and spoken texts to interleave",
     )
@@ -240,7 +246,12 @@ def held_out_sentences(corpus: Path) -> set[str]:
 
 def _tokens(full: RealConfig, corpus: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     """Pairs are spelled with the ids of the base, which is to learn from them."""
-    tokenize_folder(corpus / TRAIN, folder / SHARDS, tokenizer, text_tokenizer=Path(full.base))
+    table = folder / "recordings.jsonl"
+    with replacing(table) as file:
+        for row in islice(list_audio(corpus / TRAIN), full.spoken):
+            where = os.path.relpath(corpus / TRAIN / row["path"], folder)
+            file.write((json.dumps({**row, "path": where}, ensure_ascii=False) + "\n").encode())
+    tokenize_folder(table, folder / SHARDS, tokenizer, text_tokenizer=Path(full.base))
     return _counted("speech", folder / SHARDS / "speech")
 
 
@@ -298,7 +309,15 @@ def _language_model(stages: Story, name: str, recipe: LMRecipe, shards: dict[str
     stages.stage(
         f"lm/{name}",
         recipe,
-        lambda folder: train_lm(recipe, shards, texts, folder, name, tokenizer_dir=tokenizer),
+        lambda folder: train_lm(
+            recipe,
+            shards,
+            texts,
+            folder,
+            name,
+            tokenizer_dir=tokenizer,
+            speech_tokenizer=SupervisedTokenizer.load(tokenizer),
+        ),
         what=f"a speech-text language model from {Path(recipe.warm_start).name}: {name}",
     )
 

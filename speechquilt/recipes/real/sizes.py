@@ -7,6 +7,7 @@ the same bits. The minutes beside them were measured on two cores at `scale` 1.
 from dataclasses import replace
 
 from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.feed.spoken_documents import JoinConfig
 from speechquilt.data.sources.joined_speech import JoinedSpeechConfig
 from speechquilt.model import ladder
 from speechquilt.model.latent import LatentLMConfig
@@ -23,10 +24,10 @@ END_OF_TEXT = "<|endoftext|>"  # what stands between documents in SmolLM2's pre-
 
 LEAST_CODES, LEAST_SENTENCES = 256, 64  # at the smallest scale
 
-CORPUS = SpokenCorpusConfig(
-    sentences=29_000, held_out=400, minutes=60.0, flite_folder=".cache/speech"
-)  # no clock, but an end
-ROWS = JoinedSpeechConfig(most=5, row_s=20.0, passes=4)
+CORPUS = SpokenCorpusConfig(  # the minutes are an end for slow machines, not a length
+    sentences=29_000, passes=1, held_out=400, minutes=60.0, flite_folder=".cache/speech"
+)
+ROWS = JoinedSpeechConfig(most=5, row_s=20.0)
 _READER = TrainConfig(
     steps=50,
     lr=1e-4,
@@ -56,9 +57,11 @@ PLAIN = LMRecipe(
     patcher=PatcherConfig(kind="none"),
     weights=WEIGHTS,
     pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=256),
+    join=JoinConfig(max_tokens=120, session=r"(.+)/\d+\.flac"),  # single sentences are too short to change sides in
     train=TrainConfig(
         steps=150,
         lr=1e-4,
+        lr_scale={f"{table}.parametrizations.weight.0": 10.0 for table in ("embedding", "head")},  # the codes' maps
         warmup_steps=15,
         weight_decay=0.0,
         log_every=5,
@@ -66,6 +69,7 @@ PLAIN = LMRecipe(
         keep_checkpoints=1,
         num_threads=THREADS,
     ),
+    codebook_rows=True,
     warm_start=BASE,
     bos_token=END_OF_TEXT,
     eos_token=END_OF_TEXT,
@@ -84,6 +88,7 @@ LATENT = replace(
     ),
     patcher=PatcherConfig(kind="static", patch_size=PATCH_SIZE),
     pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=384),
+    train=replace(PLAIN.train, lr_scale={"": 10.0, **dict.fromkeys(("global_", "text_embedding", "text_head"), 1.0)}),
 )
 
 
