@@ -7,7 +7,7 @@ from speechquilt.evals.results import Schema
 from speechquilt.stages.spoken_spans import MEASURES, WORDS, cut, draw_spans, measure_spans
 from speechquilt.types import AlignedTokens, SpokenSpan
 
-NAMES = "the old man who sold us apples went home before noon today".split()
+NAMES = ["the", "old", "man", "who", "sold", "us", "apples", "went", "home", "before", "noon", "today"]
 SILENCE_ID = 23
 
 
