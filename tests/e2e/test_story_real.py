@@ -19,6 +19,7 @@ from speechquilt.data.sources.text_files import read_texts
 from speechquilt.evals.results import read_results
 from speechquilt.recipes.real.promises import SCHEMA
 from speechquilt.recipes.real.real_story import held_out_sentences
+from speechquilt.recipes.real.real_texts import KINDS
 from speechquilt.recipes.real.sizes import END_OF_TEXT
 from speechquilt.text import spoken_form
 from speechquilt.types import TextDocument
@@ -78,7 +79,7 @@ def dictionary(folder: Path) -> None:
             said = f"{rng.choice(who)} {rng.choice(does)} {20 * number + i + 100} {rng.choice(what)}"
             said = said.translate(str.maketrans("0123456789", "abcdefghij"))
             meaning = f"a thing that {rng.choice(who)} {rng.choice(does)} one day"
-            lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said} in town"  ')
+            lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said} in the town by the sea"  ')
         (folder / f"data.{name}").write_text("\n".join(lines) + "\n")
 
 
@@ -154,9 +155,13 @@ def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_promised_is_measured_and_shown(whole: Path) -> None:
-    missing = set(SCHEMA.promised_keys()) - numbers(whole).keys()
-    assert all(key.startswith("heard.human") for key in missing), missing  # the recordings may be absent
-    assert numbers(whole)["tokenizer.streaming_equals_offline"] is True
+    found = numbers(whole)
+    missing = {key for key in SCHEMA.promised_keys() if key not in found and not key.startswith("heard.human")}
+    for kind in KINDS:  # a model of three steps may say nothing that interleaving would take, which is measured too
+        if found[f"noise.{kind}.refused"] == 1:
+            missing.remove(f"noise.{kind}.generated.wer")
+    assert not missing
+    assert found["tokenizer.streaming_equals_offline"] is True
     report = (whole / "report.html").read_text()
     assert "MISSED" in report  # models of three steps keep few promises, and the page says so
     assert "http://" not in report.replace("http://www.w3.org", "")
