@@ -77,9 +77,10 @@ def dictionary(folder: Path) -> None:
         lines = ["  1 This is a licence.  "]
         for i in range(20):
             said = f"{rng.choice(who)} {rng.choice(does)} {20 * number + i + 100} {rng.choice(what)}"
+            said += f" in the town by the {rng.choice(('mill', 'lake', 'wall', 'farm', 'gate', 'hill'))}"
             said = said.translate(str.maketrans("0123456789", "abcdefghij"))
             meaning = f"a thing that {rng.choice(who)} {rng.choice(does)} one day"
-            lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said} in the town by the sea"  ')
+            lines.append(f'{i:08d} 03 {name[0]} 01 thing{i} 0 000 | {meaning}; "{said}"  ')
         (folder / f"data.{name}").write_text("\n".join(lines) + "\n")
 
 

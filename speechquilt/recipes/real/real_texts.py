@@ -54,14 +54,15 @@ def write_texts(config: RealTextsConfig, measured: Set[str], folder: Path) -> di
     results: dict[str, Any] = {}
     for kind in KINDS:
         found = sorted(_READERS[kind](Path(config.folder)), key=lambda document: place(document.id))
-        kept = [document for document in found if not _says(document.text, measured)]
-        held_out = [document for document in kept if place(document.id) < HELD_OUT]
-        train = list(_limited(kept[len(held_out) :], config.words))
-        held_out = list(_limited(held_out, max(1, round(config.words * HELD_OUT))))
-        debian_texts.write_texts(train, folder / TRAIN / f"{kind}.jsonl")
-        debian_texts.write_texts(held_out, folder / MEASURED / f"{kind}.jsonl")
-        counts = {"documents": len(train), "held_out": len(held_out), "left_out": len(found) - len(kept)}
-        counts["words"] = sum(len(document.text.split()) for document in train)
+        left_out: list[str] = []
+        held_out = (document for document in found if place(document.id) < HELD_OUT)
+        train = (document for document in found if place(document.id) >= HELD_OUT)
+        measured_on = list(_limited(_silent_on(measured, held_out, left_out), max(1, round(config.words * HELD_OUT))))
+        read = list(_limited(_silent_on(measured, train, left_out), config.words))
+        debian_texts.write_texts(read, folder / TRAIN / f"{kind}.jsonl")
+        debian_texts.write_texts(measured_on, folder / MEASURED / f"{kind}.jsonl")
+        counts = {"documents": len(read), "held_out": len(measured_on), "left_out": len(left_out)}
+        counts["words"] = sum(len(document.text.split()) for document in read)
         results |= {f"texts.{kind}.{key}": n for key, n in counts.items()}
     return results
 
@@ -71,9 +72,14 @@ def measured_texts(folder: Path, kind: str) -> list[TextDocument]:
     return [read for read in read_texts(str(folder / MEASURED / f"{kind}.jsonl")) if isinstance(read, TextDocument)]
 
 
-def _says(text: str, sentences: Set[str]) -> bool:
-    form = f" {spoken_form(text)} "
-    return any(f" {sentence} " in form for sentence in sentences)
+def _silent_on(sentences: Set[str], documents: Iterable[TextDocument], left_out: list[str]) -> Iterator[TextDocument]:
+    """The documents that hold none of the sentences; ids of the others are added to `left_out`."""
+    for document in documents:
+        form = f" {spoken_form(document.text)} "
+        if any(f" {sentence} " in form for sentence in sentences):
+            left_out.append(document.id)
+        else:
+            yield document
 
 
 def _limited(documents: Iterable[TextDocument], words: int) -> Iterator[TextDocument]:
