@@ -135,13 +135,17 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def open(self, codebook_KD: torch.Tensor) -> None:
-        """Quantise from now on with these codes. On a GPU's rounding ranks may differ, so rank 0's count."""
+        """Quantise from now on with these codes. On a GPU's rounding ranks may differ, so rank 0's count.
+
+        How heavy a new code is decides whether it follows an encoder that learns: one that counts for many batches lags
+        behind until they are forgotten.
+        """
         codebook_KD = codebook_KD.to(self.codebook_KD)
         if _world_size() > 1:
             dist.broadcast(codebook_KD, 0)
         self.codebook_KD.copy_(codebook_KD)
-        self.ema_sum_KD.copy_(codebook_KD)
-        self.ema_count_K.fill_(1)
+        self.ema_sum_KD.zero_()
+        self.ema_count_K.zero_()  # the first update gives every code an equal share of its vectors
         self.active.fill_(True)
 
     @torch.no_grad()
@@ -166,6 +170,10 @@ class VectorQuantizer(nn.Module):
         if _world_size() > 1:
             dist.all_reduce(count_K)
             dist.all_reduce(sum_KD)
+        new = self.ema_count_K.sum() == 0  # as `open` leaves them
+        share = count_K.sum() / size
+        self.ema_count_K.copy_(torch.where(new, share, self.ema_count_K))
+        self.ema_sum_KD.copy_(torch.where(new, share * self.codebook_KD, self.ema_sum_KD))
         self.ema_count_K.mul_(decay).add_(count_K, alpha=1 - decay)
         total = self.ema_count_K.sum()
         self.ema_count_K.add_(EPSILON).mul_(total / (total + size * EPSILON))
