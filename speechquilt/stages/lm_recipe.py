@@ -57,7 +57,7 @@ class LMRecipe:
     """
     codebook_rows: bool = False
     """Learn the speech rows of embedding and head as a map of the speech tokenizer's codebook plus a free part: for short
-    runs, in which most codes are rare (docs/decisions/0021-codebook-rows.md). Needs a tokenizer whose codes are vectors.
+    runs, in which most codes are rare (docs/decisions/0022-codebook-rows.md). Needs a tokenizer whose codes are vectors.
     """
     continue_from: str = ""
     """Run folder of a language model of ours whose weights this run starts with: more steps or other data, with a
