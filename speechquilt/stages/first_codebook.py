@@ -40,7 +40,9 @@ def collect(model: SupervisedTokenizer, loader: UtteranceLoader, vectors: int) -
     """At least `vectors` of the vectors that reach the bottleneck `[N, D]`, the same on all ranks."""
     model.eval()
     parts, count = [], 0
-    with tqdm(total=vectors, desc="codebook", unit="vectors", mininterval=5.0, disable=distributed.rank() > 0) as progress:
+    with tqdm(
+        total=vectors, desc="codebook", unit="vectors", mininterval=5.0, disable=distributed.rank() > 0
+    ) as progress:
         while count < vectors:
             batch = loader.next_batch().to(model.device)
             vectors_ND = gather_ranks(model.vectors(batch.wav_BS, batch.num_samples_B))

@@ -34,6 +34,7 @@ from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import AlignedTokens, UnitEnd, Utterance
 
 HELD_OUT_EVERY = 20  # one in so many recordings of shards is kept for measuring
+MOST_MEASURED = 200  # of those; each is said five times, alone and in spans of every length, and read back
 BOUNDARY_UTTERANCES = 64  # enough for some hundred words, seconds on one core
 SPAN_CLASSES = {"1_3": (1, 3), "4_9": (4, 9), "10_plus": (10, 15)}  # words, spec 1 section 4
 
@@ -85,7 +86,7 @@ class TextToTokenRecipe:
     """Token of the warm start's base that stands for the end; "" is the eos_token_id of its config.json."""
     codebook_rows: bool = False
     """Learn the speech rows of embedding and head as a map of the speech tokenizer's codebook plus a free part: much
-    faster where codes are rare (docs/decisions/0021-codebook-rows.md). Needs a tokenizer whose codes are vectors.
+    faster where codes are rare (docs/decisions/0022-codebook-rows.md). Needs a tokenizer whose codes are vectors.
     """
 
     def __post_init__(self) -> None:
@@ -130,15 +131,17 @@ def train_on_shards(
 ) -> dict[str, Any]:
     """As `train_text_to_token`, on the spoken texts that `tokenize` wrote (its `parallel` shards): no audio is decoded again.
 
-    One recording in `HELD_OUT_EVERY` is held out, by a hash of its id. Ends of words are not measured, since the shards
-    know them no better than to a token. Raises ValueError for shards of another kind or another speech tokenizer.
+    One recording in `HELD_OUT_EVERY` is held out, by a hash of its id, and at most `MOST_MEASURED` of them are said. Ends of
+    words are not measured, since the shards know them no better than to a token. Raises ValueError for shards of another
+    kind or another speech tokenizer.
     """
     spoken = SpokenParts.open(shards)
     for part in spoken.folders:
         part.check(speech_fingerprint=tokenizer.fingerprint, text_fingerprint="")
     train, held_out = spoken.split(HELD_OUT_EVERY)
     text_tokenizer = text_tokenizer or text_tokenizer_of(tokenizer, recipe.warm_start)
-    return _trained(recipe, tokenizer, train, [item.text for item in held_out], folder, text_tokenizer, "word")[1]
+    texts = [item.text for item in held_out[:MOST_MEASURED]]
+    return _trained(recipe, tokenizer, train, texts, folder, text_tokenizer, "word")[1]
 
 
 def _trained(

@@ -38,7 +38,9 @@ class WhisperReader:
         """What it hears of each, in order. Raises ValueError for a recording longer than its window."""
         for utterance in utterances:
             if utterance.duration_s > self.window_s:
-                raise ValueError(f"{utterance.id} lasts {utterance.duration_s:.1f} s, Whisper hears {self.window_s} s; cut it")
+                raise ValueError(
+                    f"{utterance.id} lasts {utterance.duration_s:.1f} s, Whisper hears {self.window_s} s; cut it"
+                )
         heard = [""] * len(utterances)
         for rows in longest_first([u.duration_s for u in utterances], rows=ROWS):
             for i, text in zip(rows, self._read([utterances[i] for i in rows])):

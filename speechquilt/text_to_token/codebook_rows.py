@@ -1,7 +1,7 @@
 """Rows of speech ids as a trained map of the tokenizer's codebook: codes that sound alike begin, and learn, alike.
 
 A code is rare: with 16,384 of them a few hours of speech hold each some ten times, too seldom for a row of its own in
-the embedding and another in the head (docs/decisions/0021-codebook-rows.md). So a row here is a free part, zero at first,
+the embedding and another in the head (docs/decisions/0022-codebook-rows.md). So a row here is a free part, zero at first,
 plus a linear map of the code's vector, which learns from every token.
 Trap: the maps live while the model trains. `fold` adds them into the weights, and only then are those a plain
 `LlamaForCausalLM`; saving earlier would lose the maps.

@@ -179,7 +179,8 @@ class AudioEncoder(nn.Module):
             new_past.append(key_values)
         pooled_BTD = self._pool(x_BFD)
         if self.config.positions_out:  # the residual stream still holds them
-            pooled_BTD = pooled_BTD - self._pool(position_FD[None])
+            whole = stop + -stop % self.config.pooling  # a last token of fewer frames gets a whole one's positions back
+            pooled_BTD = pooled_BTD - self._pool(self.embed_positions.weight[None, start:whole])
         return pooled_BTD, new_past
 
     def upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:

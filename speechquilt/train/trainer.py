@@ -137,7 +137,9 @@ class TrainConfig:
             raise ValueError("skip_spikes=true needs a spike_factor that says what a spike is; set one, for example 4")
         for prefix, scale in self.lr_scale.items():
             if scale <= 0:
-                raise ValueError(f"lr_scale[{prefix!r}]={scale} must be above 0; freeze parameters by requires_grad instead")
+                raise ValueError(
+                    f"lr_scale[{prefix!r}]={scale} must be above 0; freeze parameters by requires_grad instead"
+                )
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ValueError(f"peak_flops={self.peak_flops} must be positive, or null to look the device up")
 

@@ -16,6 +16,8 @@ from speechquilt.recipes import defaults
 from speechquilt.stages.train_lm import speech_rows
 from speechquilt.text_to_token import codebook_rows
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
+from speechquilt.train.objectives.next_token import NextTokenObjective
+from speechquilt.train.trainer import TrainConfig, Trainer
 from speechquilt.types import IGNORE, Batch
 from speechquilt.vocab import Vocab
 
@@ -64,6 +66,15 @@ def test_near_codes_have_near_rows():
         assert apart[1] < 0.05 * apart[2:].min()
 
 
+def test_a_code_can_still_differ_from_its_neighbours():
+    model = attached()
+    before = model.lm_head.weight.detach()
+    with torch.no_grad():
+        model.lm_head.parametrizations.weight.original[SPEECH.start + 3] += 1
+    moved_V = (model.lm_head.weight.detach() - before).abs().sum(1)
+    assert moved_V.nonzero()[:, 0].tolist() == [SPEECH.start + 3]
+
+
 def test_folding_keeps_what_the_model_computes_and_leaves_a_plain_llama():
     model, data = attached(), batch([[1, 2, SPEECH.start, SPEECH.start + 7, SPEECH.stop - 1]])
     for parameter in model.parameters():
@@ -101,13 +112,39 @@ def test_a_head_can_prefer_codes_near_a_point():
     torch.testing.assert_close(found_K[:, 0].float(), wanted_K, rtol=1e-3, atol=1e-2)
 
 
-def test_a_run_that_was_killed_has_its_maps_again():
-    model, again = attached(), attached()
-    with torch.no_grad():
-        model.model.embed_tokens.parametrizations.weight[0].map_FD.mul_(2)
-    again.load_state_dict(copy.deepcopy(model.state_dict()))
-    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
-    assert not any("features" in name for name in model.state_dict())
+class TwoTokens:
+    """A loader without a state: the same batch for ever."""
+
+    def next_batch(self) -> Batch:
+        data = batch([[1, 2, SPEECH.start, SPEECH.start + 7, SPEECH.stop - 1]])
+        return replace(data, meta={"tokens": 5, "speech_tokens": 3, "units": 5, "speech_units": 3})
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+def test_a_run_that_is_broken_off_ends_the_same(tmp_path):
+    found = []
+    for name, stops in (("whole", [None]), ("broken", [2, None])):
+        for stop in stops:
+            model = attached()
+            config = TrainConfig(steps=4, lr=0.1, checkpoint_every=2, device="cpu", num_threads=1)
+            objective = NextTokenObjective(VOCAB, labelled_only=True)
+            Trainer(config, model, objective, TwoTokens(), tmp_path / name).train(stop_after=stop)
+        codebook_rows.fold(model)
+        found.append(model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    fresh = attached()
+    codebook_rows.fold(fresh)
+    assert not torch.equal(found[0]["lm_head.weight"], fresh.lm_head.weight)
+
+
+def test_the_codebook_is_not_stored_with_a_run():
+    assert not any("features" in name for name in attached().state_dict())
 
 
 def test_a_codebook_that_does_not_fit_is_an_error():

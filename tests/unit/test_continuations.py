@@ -25,7 +25,9 @@ def run_of(modality, topic: int, length: int, rng: np.random.Generator) -> Segme
 def sentence(i: int, rng: np.random.Generator) -> SplitSentence:
     topic = int(rng.integers(TOPICS))
     spoken, written = run_of("speech", topic, 6, rng), run_of("text", topic, 4, rng)
-    return SplitSentence(id=str(i), spoken=spoken, written=written, ending=run_of("text", topic, int(rng.integers(4, 9)), rng))
+    return SplitSentence(
+        id=str(i), spoken=spoken, written=written, ending=run_of("text", topic, int(rng.integers(4, 9)), rng)
+    )
 
 
 def sentences(number: int, seed: int) -> list[SplitSentence]:

@@ -16,7 +16,9 @@ from tests.parity import tiny_tokenizers
 
 
 def recordings(number: int) -> list[Utterance]:
-    waves = [Waveform(samples_S=tiny_tokenizers.noise(i, 1.0 + 0.3 * i).numpy(), sample_rate=16000) for i in range(number)]
+    waves = [
+        Waveform(samples_S=tiny_tokenizers.noise(i, 1.0 + 0.3 * i).numpy(), sample_rate=16000) for i in range(number)
+    ]
     return [Utterance(id=str(i), text="where does anna live", audio=wave) for i, wave in enumerate(waves)]
 
 
@@ -26,7 +28,10 @@ def tokenizer():
 
 
 def test_what_is_said_and_what_is_written_are_the_same_words():
-    assert plain_words("Mr. Dashwood's 3 ill-disposed men, in 1984!") == "mister dashwood's three ill disposed men in nineteen eighty four"
+    assert (
+        plain_words("Mr. Dashwood's 3 ill-disposed men, in 1984!")
+        == "mister dashwood's three ill disposed men in nineteen eighty four"
+    )
     assert error_rate([("mister lee has three dogs", "Mr. Lee has 3 dogs.")]).value == 0
     assert error_rate([("mister lee has three dogs", "Mr. Lee has 4 dogs.")]).value == 1 / 5
 

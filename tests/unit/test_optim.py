@@ -58,7 +58,14 @@ def test_rates_by_the_beginning_of_a_name():
     optimizer = adamw(model, lr_scale={"low.": 0.1, "low.1.": 0.5})
     rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
     assert rates == pytest.approx(
-        {"low.0.weight": 0.01, "low.0.bias": 0.01, "low.1.weight": 0.05, "low.1.bias": 0.05, "high.weight": 0.1, "high.bias": 0.1}
+        {
+            "low.0.weight": 0.01,
+            "low.0.bias": 0.01,
+            "low.1.weight": 0.05,
+            "low.1.bias": 0.05,
+            "high.weight": 0.1,
+            "high.bias": 0.1,
+        }
     )
     optim.set_lr(optimizer, 1.0)
     assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.1, 0.5, 1.0]

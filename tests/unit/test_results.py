@@ -5,7 +5,7 @@ import json
 import pytest
 
 from speechquilt.evals.intervals import accuracy, paired_difference
-from speechquilt.evals.measures import Measure, Promise, at_least
+from speechquilt.evals.measures import Measure, Promise, at_chance, at_least, at_most, at_most_amount
 from speechquilt.evals.results import Schema, read_results, task_results, transfer_results, write_results
 from speechquilt.recipes.toy import report_data
 from speechquilt.recipes.toy.schema import SCHEMA
@@ -125,6 +125,41 @@ def test_what_is_promised_is_needed_and_held_against_the_results():
     assert (endings.value, endings.met) == ("50.0 % [40, 60], n=8", False)  # the interval begins at chance, not above
     written = verdicts["Interleaving helps to answer spoken questions, facts only ever written, S→T"]
     assert (written.target, written.met) == ("interval above 0", True)
+
+
+def test_a_measure_may_promise_several_things_and_what_was_not_measured_is_a_miss():
+    promises = tuple(
+        Promise(name="noise of <who>", bound=at_most(limit), where={"who": (who,)})
+        for who, limit in {"a": 0.1, "b": 0.2}.items()
+    )
+    control = Promise(name="control", bound=at_chance())
+    change = Promise(name="change", bound=at_most_amount(0.1, "nats"))
+    schema = Schema(
+        (
+            Measure(key="noise.<who>.wer", kind="rate", meaning="x", promise=promises),
+            Measure(key="control.accuracy", kind="share", meaning="x", promise=control),
+            Measure(key="loss.change", kind="change", unit="nats", meaning="x", promise=change),
+            Measure(key="<family>.<end>", kind="change", meaning="ends of intervals, and chance"),
+        )
+    )
+    assert schema.promised_keys() == ["noise.a.wer", "noise.b.wer", "control.accuracy", "loss.change"]
+    flat = {
+        "noise.a.wer": 0.15,
+        "control.accuracy": 0.4,
+        "control.chance": 0.5,
+        "control.low": 0.3,
+        "control.high": 0.49,
+    }
+    flat |= {"loss.change": -0.05, "loss.low": -0.1, "loss.high": 0.02}
+    schema.check(flat)
+    found = {v.name: (v.target, v.value, v.met) for v in schema.verdicts(flat)}
+    assert found == {
+        "noise of a": ("≤ 10 %", "15.0 %", False),
+        "noise of b": ("≤ 20 %", "not measured", False),
+        "control": ("interval holds chance", "40.0 % [30, 49]", False),  # below chance is not at chance
+        "change": ("≤ 0.1 nats", "-0.050 nats [-0.100, 0.020]", True),
+    }
+    assert schema.verdicts(flat | {"control.high": 0.51})[2].met
 
 
 def test_wrong_declarations_are_refused():

@@ -12,7 +12,9 @@ from tests.contracts.tiny_tokenizer import TEXT, build
 from tests.parity.tiny_tokenizers import noise
 
 RULE = InterleaveConfig(min_words=5)
-DOCUMENTS = [TextDocument(id=f"d{i}", text=" ".join(["the cat sat on the mat where does anna live"] * 6)) for i in range(4)]
+DOCUMENTS = [
+    TextDocument(id=f"d{i}", text=" ".join(["the cat sat on the mat where does anna live"] * 6)) for i in range(4)
+]
 
 
 class Speaker:
@@ -52,7 +54,8 @@ def test_tokens_of_real_speech_have_the_noise_of_real_speech(tokenizer):
     found = measure_noise({"bible": DOCUMENTS, "fortunes": []}, Engine(tokenizer), Speaker(), tokenizer, RULE, most=9)
     Schema(MEASURES).check(found)
     generated, spoken = (
-        {k.rpartition(".")[2]: v for k, v in found.items() if k.startswith(f"noise.bible.{by}")} for by in ("generated", "spoken")
+        {k.rpartition(".")[2]: v for k, v in found.items() if k.startswith(f"noise.bible.{by}")}
+        for by in ("generated", "spoken")
     )
     assert generated == spoken
     assert generated["n"] == 9

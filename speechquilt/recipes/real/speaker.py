@@ -24,7 +24,14 @@ TEXT_TO_TOKEN = TextToTokenRecipe(
     llama=LlamaConfig(width=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_width=704),
     data=TextToTokenDataConfig(rows=8, row_tokens=384, spans_per_utterance=1),
     train=TrainConfig(
-        steps=1200, lr=2e-3, warmup_steps=60, checkpoint_every=100, keep_checkpoints=1, log_every=20, num_threads=2
+        steps=1400,
+        lr=2e-3,
+        warmup_steps=60,
+        log_every=20,
+        checkpoint_every=100,
+        keep_checkpoints=1,
+        dtype="bfloat16",  # products are 2.5 times as fast where the CPU has AVX-512 BF16
+        num_threads=2,
     ),
     engine=EngineConfig(temperature=0.3),
     codebook_rows=True,
