@@ -73,6 +73,7 @@ PLAIN = LMRecipe(
         log_every=5,
         checkpoint_every=50,
         keep_checkpoints=1,
+        dtype="bfloat16",
         num_threads=THREADS,
     ),
     codebook_rows=True,
