@@ -216,3 +216,17 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         for name, value in one.state_dict().items():
             assert torch.allclose(state[name].double(), value.double(), atol=1e-5), name
         assert state["restarts"].tolist() == restarts
+
+
+def test_a_new_codebook_weighs_as_much_as_its_share_of_a_batch_however_large_the_batch() -> None:
+    """A code whose vectors all moved by one goes the same share of the way, for batches of 8 and of 800 vectors."""
+    codebook_KD = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    for repeats in (2, 200):
+        quantizer = VectorQuantizer(VectorQuantizerConfig(codebook_size=4, width=2, decay=0.9, restart_threshold=0.0))
+        quantizer.close()
+        x_BTD = (codebook_KD + 1.0).repeat(repeats, 1)[None]
+        valid_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool)
+        assert quantizer.train()(x_BTD, valid_BT).ids_BT is None
+        quantizer.open(codebook_KD)
+        quantizer(x_BTD, valid_BT)
+        torch.testing.assert_close(quantizer.codebook_KD, codebook_KD + 0.1, atol=1e-3, rtol=0)
