@@ -203,7 +203,8 @@ def test_losses_are_per_token_with_an_interval_over_stories(tmp_path):
 def tiny(run_dir: Path) -> InterleavingConfig:
     small = ["width=32", "num_layers=1", "ffn_width=64"]
     models = [f"--{model}.{setting}" for model in ("plain.llama", "lm.model.global_") for setting in small]
-    settings = parse(pipeline.ToyConfig, [*SETTINGS, *models, f"--run-dir={run_dir / 'story'}"])
+    speaks = ["--text_to_token.train.steps=40", "--text_to_token.train.warmup_steps=4"]  # else every span is refused
+    settings = parse(pipeline.ToyConfig, [*SETTINGS, *models, *speaks, f"--run-dir={run_dir / 'story'}"])
     alone = Condition(without=RECORDED, patcher="curriculum")
     return InterleavingConfig(
         run_dir=str(run_dir / "study"),
@@ -227,6 +228,7 @@ def test_a_small_study_ends_in_its_tables_and_goes_on_where_it_was_stopped(tmp_p
     page = interleaved_data.study(config)
     before, story, made = page.read_text(), times(tmp_path / "story"), times(tmp_path / "study" / "lm")
     rows = json.loads((tmp_path / "study" / "results.json").read_text())["questions"]
+    assert json.loads((tmp_path / "story" / "shards" / MARK).read_text())["results"]["shards.interleaved.ratio"] > 0
     assert rows["ratio"]["0.3"] == rows["alone"]["all"]  # one run in two questions
     assert rows["ratio"]["0.5"]["story.topic.SS"]["n"] == 2
     assert len({row["speech_loss"]["value"] for of in rows.values() for row in of.values()}) == 3
