@@ -37,6 +37,9 @@ class VectorQuantizerConfig:
     warmup_updates: int = 0
     """Updates at the start in which vectors pass unquantised, while data is collected for a first codebook made by
     k-means. 0: quantise at once, with random codes."""
+    metric_width: int = 0
+    """Dimensions in which distances are measured, after a linear map that comes with the codes (`open`). 0: those of the
+    vectors themselves, as in the paper."""
     seed: int = 0
     """Seed of the random codes, of k-means, and of the choice of vectors that replace codes."""
 
@@ -45,6 +48,8 @@ class VectorQuantizerConfig:
             raise ValueError(f"codebook_size={self.codebook_size} must be at least 2")
         if not 0.0 < self.decay < 1.0:
             raise ValueError(f"decay={self.decay} must lie between 0 and 1, for example 0.99")
+        if not 0 <= self.metric_width <= self.width:
+            raise ValueError(f"metric_width={self.metric_width} must be 0..{self.width}, the width of the vectors")
         if self.restart_interval < 1:
             raise ValueError(f"restart_interval={self.restart_interval} must be at least 1 update")
 
@@ -78,6 +83,7 @@ class VectorQuantizer(nn.Module):
     active: torch.Tensor
     pool_ND: torch.Tensor
     pool_count: torch.Tensor
+    metric_DE: torch.Tensor
 
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
@@ -87,6 +93,8 @@ class VectorQuantizer(nn.Module):
         codebook_KD = torch.randn(size, width, generator=self._generator(-1))
         pooled = POOL_PER_CODE * size if config.warmup_updates else 0
         self.register_buffer("codebook_KD", codebook_KD)
+        if config.metric_width:
+            self.register_buffer("metric_DE", torch.eye(width)[:, : config.metric_width].clone())
         self.register_buffer("ema_count_K", torch.ones(size))
         self.register_buffer("ema_sum_KD", codebook_KD.clone())
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
@@ -104,7 +112,7 @@ class VectorQuantizer(nn.Module):
                 self._warm_up(x_BTD.detach()[valid_BT])
             if not self.active:
                 return Quantized(x_BTD.to(dtype), None, torch.zeros_like(x_BTD[..., 0]))
-            ids_BT = nearest_codes(x_BTD.detach(), self.codebook_KD)
+            ids_BT = self._nearest(x_BTD.detach())
             codes_BTD = self.codebook_KD[ids_BT]
             commitment_BT = (x_BTD - codes_BTD).square().mean(-1) * valid_BT
             if self.training:
@@ -118,7 +126,7 @@ class VectorQuantizer(nn.Module):
                 f"the codebook does not exist yet after {int(self.updates)} updates: it is made at the end of "
                 f"warmup_updates={self.config.warmup_updates} or of a first run without it; train longer"
             )
-        return nearest_codes(x_BTD.float(), self.codebook_KD)
+        return self._nearest(x_BTD)
 
     def decode(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Codes of the ids, `[..., D]`. Raises ValueError on ids outside the codebook."""
@@ -134,19 +142,29 @@ class VectorQuantizer(nn.Module):
         self.active.fill_(False)
 
     @torch.no_grad()
-    def open(self, codebook_KD: torch.Tensor) -> None:
-        """Quantise from now on with these codes. On a GPU's rounding ranks may differ, so rank 0's count.
+    def open(self, codebook_KD: torch.Tensor, metric_DE: torch.Tensor | None = None) -> None:
+        """Quantise from now on with these codes, and with distances after this map where the config has a `metric_width`. On a GPU's rounding ranks may differ, so rank 0's count.
 
         How heavy a new code is decides whether it follows an encoder that learns: one that counts for many batches lags
         behind until they are forgotten.
         """
         codebook_KD = codebook_KD.to(self.codebook_KD)
+        if metric_DE is not None:
+            self.metric_DE.copy_(metric_DE)
         if _world_size() > 1:
             dist.broadcast(codebook_KD, 0)
+            if metric_DE is not None:
+                dist.broadcast(self.metric_DE, 0)
         self.codebook_KD.copy_(codebook_KD)
         self.ema_sum_KD.zero_()
         self.ema_count_K.zero_()  # the first update gives every code an equal share of its vectors
         self.active.fill_(True)
+
+    def _nearest(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        if not self.config.metric_width:
+            return nearest_codes(x_BTD, self.codebook_KD)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return nearest_codes(x_BTD.float() @ self.metric_DE, self.codebook_KD @ self.metric_DE)
 
     @torch.no_grad()
     def _warm_up(self, vectors_ND: torch.Tensor) -> None:

@@ -189,12 +189,12 @@ def run_without_codebook(
             model = new_model(recipe, model.text_tokenizer).to(model.device)
             checkpoint.load_model(folder, model)
         wanted = recipe.vectors_per_code * model.config.codebook_size
-        codebook_KD = first_codebook(
+        codebook = first_codebook(
             model, loader, folder, vectors=wanted, passes=recipe.kmeans_passes, seed=settings.seed
         )
     finally:
         loader.close()
-    model.quantizer.open(codebook_KD)
+    model.quantizer.open(codebook.codes_KD, codebook.metric_DE)
     return model
 
 

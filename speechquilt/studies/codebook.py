@@ -49,6 +49,7 @@ CONDITIONS: dict[str, Callable[[TokenizerRecipe], TokenizerRecipe]] = {
     "one rate for all": lambda recipe: replace(recipe, lower_lr=1.0),
     "no run before": without_first,
     "4,096 codes": lambda recipe: replace(recipe, model=replace(recipe.model, codebook_size=4096)),
+    "plain distances": lambda recipe: replace(recipe, model=replace(recipe.model, metric_width=0)),
     "positions as in the paper": lambda recipe: replace(recipe, positions="twice"),
 }
 

@@ -109,6 +109,7 @@ class SupervisedTokenizerConfig(TokenEncoderConfig):
             restart_interval=self.vq_restart_interval,
             restart_threshold=self.vq_restart_threshold,
             warmup_updates=self.vq_warmup_updates,
+            metric_width=self.metric_width,
             seed=self.seed,
         )
 

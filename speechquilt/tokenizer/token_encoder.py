@@ -27,7 +27,7 @@ _ENCODING_KEYS = (  # the config fields that the tokens depend on
     "codebook_size",
 )  # fmt: skip
 # Fields that came later. They enter the fingerprint when they are not this, so that older fingerprints stay valid.
-_LATER_KEYS = {"features": "stream", "context_frames": 0, "positions_out": False}
+_LATER_KEYS = {"features": "stream", "context_frames": 0, "positions_out": False, "metric_width": 0}
 
 StreamState = streaming.StreamState | windows.WindowState
 
@@ -47,6 +47,10 @@ class TokenEncoderConfig(EncoderSizes):
     (docs/decisions/0018-long-audio.md). More: fewer errors where windows meet, more compute on long audio. 0: windows
     know nothing of each other."""
 
+    metric_width: int = 0
+    """Dimensions in which a vector's distances to the codes are measured, after a map that weighs what a reader would
+    lose (docs/decisions/0021-codebook.md). 0: all of the vector, as in the paper."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         unit = self.block_frames if self.causal else self.pooling
@@ -57,7 +61,7 @@ class TokenEncoderConfig(EncoderSizes):
             )
 
     def quantizer(self) -> VectorQuantizerConfig:
-        return VectorQuantizerConfig(codebook_size=self.codebook_size, width=self.width)
+        return VectorQuantizerConfig(codebook_size=self.codebook_size, width=self.width, metric_width=self.metric_width)
 
     def build(self) -> "TokenEncoder":
         return TokenEncoder(self)
@@ -93,6 +97,8 @@ class TokenEncoder(nn.Module):
         fields = asdict(self.config)
         changed = [key for key, usual in _LATER_KEYS.items() if fields[key] != usual]
         weights = self._encoding_weights() | {"codebook": self.quantizer.codebook_KD}
+        if self.config.metric_width:
+            weights["metric"] = self.quantizer.metric_DE
         return weights_fingerprint({key: fields[key] for key in (*_ENCODING_KEYS, *changed)}, weights)
 
     @torch.no_grad()

@@ -230,3 +230,22 @@ def test_a_new_codebook_weighs_as_much_as_its_share_of_a_batch_however_large_the
         quantizer.open(codebook_KD)
         quantizer(x_BTD, valid_BT)
         torch.testing.assert_close(quantizer.codebook_KD, codebook_KD + 0.1, atol=1e-3, rtol=0)
+
+
+def test_a_metric_decides_which_code_is_near() -> None:
+    """Far in a direction that does not count is near; the value is the whole code all the same, and it still learns."""
+    config = VectorQuantizerConfig(codebook_size=2, width=2, metric_width=1, decay=0.5, restart_threshold=0.0)
+    quantizer = VectorQuantizer(config).eval()
+    codes_KD = torch.tensor([[0.0, 0.0], [1.0, 9.0]])
+    quantizer.open(codes_KD, torch.tensor([[1.0], [0.0]]))
+    x_BTD = torch.tensor([[[0.2, 9.0], [0.9, -5.0]]])
+    assert quantizer.encode(x_BTD).tolist() == [[0, 1]]
+    quantized = quantizer(x_BTD, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(quantized.values_BTD, codes_KD[None])
+    quantizer.train()(x_BTD, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(quantizer.codebook_KD, (codes_KD + x_BTD[0]) / 2, atol=1e-3, rtol=0)
+    other = VectorQuantizer(config)
+    other.load_state_dict(quantizer.state_dict())
+    assert torch.equal(other.encode(x_BTD), quantizer.encode(x_BTD))
+    with pytest.raises(ValueError, match="metric_width=3"):
+        VectorQuantizerConfig(codebook_size=2, width=2, metric_width=3)

@@ -42,7 +42,7 @@ _READER = TrainConfig(
     num_threads=THREADS,
 )
 TOKENIZER = TokenizerRecipe(
-    model=replace(preset("tiny", 25.0), codebook_size=16384, vq_warmup_updates=0, vq_decay=0.995),
+    model=replace(preset("tiny", 25.0), codebook_size=16384, metric_width=64, vq_warmup_updates=0, vq_decay=0.995),
     first=replace(_READER, seed=1),
     train=replace(_READER, steps=1700),
     lower_lr=0.05,
