@@ -28,13 +28,14 @@ from tests.parity import tiny_checkpoints, tiny_tokenizers
 from tests.real_weights import real_weights
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 TIMED = ("seconds", "minutes", "run.fingerprint")
 TINY = [
     "--scale=1", "--corpus.voices", "espeak:en-us", "espeak:en-us+f3", "--corpus.unseen-voice=espeak:en-us+m7",
     "--corpus.sentences=40", "--corpus.passes=1", "--voice.voice=espeak:en-us", "--voice.sentences=30", "--corpus.held-out=12", "--rows.most=2", "--rows.row-s=6", "--rows.passes=1",
     "--tokenizer.train.steps=3", "--tokenizer.train.warmup-steps=1", "--tokenizer.train.num-threads=1", "--tokenizer.train.checkpoint-every=1",
-    "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.pooling=2",
+    "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.pooling=2", "--tokenizer.model.metric-width=8",
     "--tokenizer.first=steps=2,warmup_steps=1,num_threads=1,lr=1e-4,checkpoint_every=1,seed=1",
     "--tokenizer.model.max-frames=400", "--tokenizer.model.context-frames=0",
     "--text-to-token.llama.width=32", "--text-to-token.llama.num-layers=1", "--text-to-token.llama.ffn-width=64",
@@ -176,7 +177,6 @@ def test_no_text_that_is_read_holds_a_sentence_that_is_measured(whole: Path) -> 
     assert not [sentence for sentence in said for text in read if f" {sentence} " in text]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: list[str], whole: Path) -> None:
     killed = tmp_path / "killed"
@@ -188,7 +188,6 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path: Path, flags: li
     assert numbers(killed) == numbers(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
     """The whole story's own settings at a hundredth: SmolLM2 is nearly the base that it was, and Whisper hears every voice."""
