@@ -47,7 +47,7 @@ for _run in ("plain", "latent"):
     TINY += [f"--{_run}.train.steps=3", f"--{_run}.train.warmup-steps=1", f"--{_run}.train.num-threads=1"]
     TINY += [f"--{_run}.train.checkpoint-every=1", f"--{_run}.pack.rows=2"]
 REAL = [
-    "--scale=0.004", "--tokenizer.batch-seconds=12", "--plain.pack.rows=1", "--latent.pack.rows=1",
+    "--scale=0.004", "--texts.words=400", "--tokenizer.batch-seconds=12", "--plain.pack.rows=1", "--latent.pack.rows=1",
     "--tokenizer.train.num-threads=1", "--text-to-token.train.num-threads=1",
 ]  # fmt: skip
 TINY += ["--latent.model.local-width=16", "--latent.model.local-ffn=32", "--latent.model.local-heads=2"]
