@@ -178,6 +178,7 @@ def test_a_table_without_paths_or_damaged_is_an_error(tmp_path: Path) -> None:
     ),
     header=st.booleans(),
 )
+@example(data=b"\r\x01", name="metadata.csv", header=False)
 @example(data=b'{"path": "\\u0000"}\n', name="metadata.jsonl", header=False)
 @example(data=b'{"path": "' + b"a" * 5000 + b'"}\n', name="metadata.jsonl", header=False)
 def test_any_table_gives_rows_or_says_why_not(tmp_path_factory, data: bytes, name: str, header: bool) -> None:

@@ -216,7 +216,7 @@ def _dialect(path: Path, first: str, delimiter: str) -> tuple[str, list[str], bo
     """
     choices = delimiter or DELIMITERS
     for choice in choices:
-        names = [name.strip() for name in next(csv.reader([first], delimiter=choice), [])]
+        names = [name.strip() for name in _header(first, choice)]
         names = [name.lower() if name.lower() in (*PATH_COLUMNS, *TEXT_COLUMNS) else name for name in names]
         if set(names) & set(PATH_COLUMNS):
             return choice, names, True
@@ -228,6 +228,14 @@ def _dialect(path: Path, first: str, delimiter: str) -> tuple[str, list[str], bo
         f"{path}: its first line {first[:80]!r} names no column of paths ({', '.join(PATH_COLUMNS)}), and its first field is no "
         "audio file either; add a header, for example file_name,text"
     )
+
+
+def _header(first: str, delimiter: str) -> list[str]:
+    """Its fields; none where it cannot be a header, as with a carriage return in its middle."""
+    try:
+        return next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _names_audio(folder: Path, name: str) -> bool:
