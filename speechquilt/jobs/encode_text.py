@@ -16,6 +16,7 @@ from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.interleave_text import check_apart
 from speechquilt.jobs.tokenize_audio import num_workers
+from speechquilt.nn.hub import local_folder
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import load_text_tokenizer, text_tokenizer_of
 from speechquilt.stages.training_documents import text_documents, text_fingerprint
@@ -96,7 +97,7 @@ def encode_corpus(
     check_apart(Path(source), output)
     work = TextWork(
         reader=TextReader(root=str(corpus.root), text_column=settings.text_column, max_words=settings.max_words),
-        text_tokenizer=str(where.resolve()),
+        text_tokenizer=str(local_folder(where).resolve()),
     )
     slices = corpus.slices(text_column=settings.text_column, slice_bytes=round(settings.slice_mib * 2**20))
     job = bulk.prepare(

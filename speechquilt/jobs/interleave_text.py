@@ -31,6 +31,7 @@ from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.jobs.tokenize_audio import Device, DType, device_of, num_workers
+from speechquilt.nn.hub import local_folder
 from speechquilt.span_length import USUAL_RATE
 from speechquilt.stages.encode import load_text_tokenizer
 from speechquilt.stages.training_documents import shard_info, speak_spans
@@ -297,7 +298,7 @@ def interleave_corpus(
         rule=rule,
         text_to_token=str(text_to_token.resolve()),
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
-        text_tokenizer=str(text_tokenizer.resolve()) if text_tokenizer else "",
+        text_tokenizer=str(local_folder(text_tokenizer).resolve()) if text_tokenizer else "",
         settings=settings,
     )
     slice_bytes = round(settings.slice_mib * 2**20)

@@ -28,6 +28,7 @@ from speechquilt.jobs import bulk
 from speechquilt.jobs.bulk import Output, TaskWriter
 from speechquilt.jobs.execution import Execution
 from speechquilt.nn.batching import longest_first
+from speechquilt.nn.hub import local_folder
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import aligned_tokens, encode_batch, load_text_tokenizer, own_text_tokenizer
 from speechquilt.stages.training_documents import pair_documents, speech_documents, spoken_texts, text_fingerprint
@@ -329,7 +330,7 @@ def tokenize_folder(
     work = TokenizeWork(
         root=str(root),
         tokenizer=str(tokenizer.resolve()),
-        text_tokenizer=str(text_tokenizer.resolve()) if text_tokenizer else "",
+        text_tokenizer=str(local_folder(text_tokenizer).resolve()) if text_tokenizer else "",
         settings=settings,
     )
     decisive = {"command": "tokenize", "max_seconds": str(settings.max_seconds)}

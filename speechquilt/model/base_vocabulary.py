@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from speechquilt.nn.hub import local_folder
 from speechquilt.text import TextTokenizer
 
 FILE = "tokenizer.json"
@@ -17,7 +18,7 @@ FILE = "tokenizer.json"
 
 def check_base(folder: Path, text_tokenizer: TextTokenizer) -> None:
     """Raises FileNotFoundError when the base has no tokenizer.json, ValueError when a text token has another id there."""
-    path = folder / FILE
+    path = local_folder(folder) / FILE
     remedy = f"tokenize the text of the shards again with --text-tokenizer {folder}, and train with it"
     if not path.is_file():
         raise FileNotFoundError(

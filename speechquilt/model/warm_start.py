@@ -19,6 +19,7 @@ from speechquilt.config import from_dict, nearest
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.nn.attention import causal_mask
+from speechquilt.nn.hub import local_folder
 from speechquilt.nn.hugging_face import (
     BODY,
     EMBEDDING,
@@ -96,7 +97,7 @@ def latent_from_hugging_face(
 
 def read_base(folder: Path) -> Base:
     """Read config and weights. Raises FileNotFoundError or ValueError saying what of the folder does not fit."""
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_json(folder / "config.json")
     llama = llama_config(config)
     weights: dict[str, Tensor] = {}
@@ -145,7 +146,7 @@ class _Rows:
 
 def layout_of(folder: Path) -> Vocab | None:
     """The layout of a folder that we exported; None of any other base."""
-    layout = read_json(Path(folder) / "config.json").get(LAYOUT_KEY)
+    layout = read_json(local_folder(folder) / "config.json").get(LAYOUT_KEY)
     return from_dict(Vocab, layout) if layout else None
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from speechquilt import audio
 from speechquilt.data.interleaving.parallel import tokens_of_words
 from speechquilt.nn.batching import longest_first
+from speechquilt.nn.hub import local_folder
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.text import TextTokenizer
 from speechquilt.types import AlignedTokens, Utterance, Waveform
@@ -94,6 +95,7 @@ def load_text_tokenizer(path: Path) -> TextTokenizer:
 
     Raises FileNotFoundError or ValueError saying what is there instead.
     """
+    path = local_folder(path)
     file = next((path / name for name in TEXT_TOKENIZERS if (path / name).is_file()), path)
     if not file.is_file():
         raise FileNotFoundError(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from speechquilt.evals.intervals import per_token
 from speechquilt.evals.measures import Measure, Promise, Value, at_most_amount
 from speechquilt.evals.scorer import Request, Scorer
+from speechquilt.nn.hub import local_folder
 from speechquilt.types import Segment
 
 RUNS = ("plain", "latent")
@@ -39,7 +40,7 @@ def base_nats(folder: Path, bos: int, documents: Sequence[np.ndarray]) -> np.nda
 
     `bos`: id of the base's that stands in front of a document.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(local_folder(folder), dtype=torch.float32).eval()
     nats = []
     for ids_T in documents:
         row_T = torch.tensor([bos, *ids_T.tolist()])

@@ -12,6 +12,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from speechquilt import audio
 from speechquilt.nn.batching import longest_first
+from speechquilt.nn.hub import local_folder
 from speechquilt.stages.encode import load_text_tokenizer
 from speechquilt.types import Utterance
 
@@ -25,12 +26,12 @@ class WhisperReader:
     """`folder`: Hugging Face folder of a Whisper; `language`: of a multilingual one, None for the English-only ones."""
 
     def __init__(self, folder: Path, language: str | None = None) -> None:
-        self._model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = WhisperForConditionalGeneration.from_pretrained(local_folder(folder), dtype=torch.float32).eval()
         config = self._model.config
         self.window_s = config.max_source_positions // FRAMES_PER_S
         self._most_ids = config.max_target_positions - PROMPT_IDS
         self._features = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=self.window_s)
-        self._texts = load_text_tokenizer(Path(folder))
+        self._texts = load_text_tokenizer(folder)
         self._language = {} if language is None else {"language": language, "task": "transcribe"}
 
     @torch.no_grad()

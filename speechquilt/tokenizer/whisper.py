@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from speechquilt.config import from_dict
+from speechquilt.nn.hub import local_folder
 from speechquilt.nn.hugging_face import read_json
 from speechquilt.text import TextTokenizer
 from speechquilt.tokenizer.heads import CTCHead
@@ -53,7 +54,7 @@ def whisper_start(
     The text tokenizer is Whisper's, which puts no space before a first word: write texts with one, as its authors do.
     Raises FileNotFoundError or ValueError naming the file or key, the rule and the remedy.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     hf = read_json(folder / "config.json")
     text = _text_tokenizer(folder)
     config = _config(hf, text, language, {"positions_out": positions == "out"} | fields)

@@ -18,6 +18,7 @@ from speechquilt.nn.hugging_face import read_json
 from speechquilt.tts.espeak import Clause, clauses
 from speechquilt.types import Utterance, Waveform
 
+MODEL = "model.onnx"
 _EDGE = 0  # the id that stands before the first and after the last phoneme
 
 
@@ -57,7 +58,7 @@ class KokoroTTS:
         self.config = config
         self.voices: Sequence[str] = config.voices
         folder = Path(config.folder)
-        for name in ("model.onnx", "voices.safetensors"):
+        for name in (MODEL, "voices.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"{folder / name} is missing; `speechquilt weights kokoro-82m` makes such a folder"
@@ -68,7 +69,7 @@ class KokoroTTS:
         if unknown := [voice for voice in config.voices if voice not in self._styles]:
             raise ValueError(f"voices: {folder} has no {', '.join(unknown)}; it has {', '.join(sorted(self._styles))}")
         clauses("a", config.language)  # says at once what espeak-ng lacks
-        self._session = _session(folder / "model.onnx", config.num_threads)
+        self._session = _session(folder / MODEL, config.num_threads)
 
     def speak(self, text: str, voice: str) -> Utterance:
         """One utterance at 24 kHz without word times: the network does not give any.

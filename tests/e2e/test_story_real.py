@@ -40,7 +40,7 @@ TINY = [
     "--tokenizer.model.max-frames=400", "--tokenizer.model.context-frames=0",
     "--text-to-token.llama.width=32", "--text-to-token.llama.num-layers=1", "--text-to-token.llama.ffn-width=64",
     "--text-to-token.train.steps=3", "--text-to-token.train.warmup-steps=1", "--text-to-token.train.num-threads=1",
-    "--text-to-token.data.rows=2", "--text-ids=300", "--texts.words=400", "--noise-sample=1",
+    "--text-to-token.data.rows=2", "--text-ids=300", "--texts.words=400", "--noise-sample=1", "--natural.folder=nowhere",
     "--evals.sentences=6", "--evals.floor=1", "--evals.texts=2", "--evals.spans=2", "--evals.pairs=2",
 ]  # fmt: skip
 for _run in ("plain", "latent"):
@@ -195,14 +195,16 @@ def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
         real_weights("whisper-tiny.en"),
         real_weights("smollm2-135m-instruct"),
         *map(cached, ("texts", "speech")),
+        real_weights("kokoro-82m"),
     ]
-    names = ("--whisper", "--base", "--texts.folder", "--corpus.flite-folder")
+    names = ("--whisper", "--base", "--texts.folder", "--corpus.flite-folder", "--natural.folder")
     try:
         finish(start(tmp_path / "real", [*REAL, *(f"{name}={path}" for name, path in zip(names, fetched))]))
         found = numbers(tmp_path / "real")
     finally:
         shutil.rmtree(tmp_path / "real", ignore_errors=True)  # gigabytes of checkpoints
     assert found["heard.held_out.whisper.wer"] < 0.6
+    assert found["heard.kokoro.whisper.wer"] < 0.3
     assert found["tokenizer.streaming_equals_offline"] is True
     for run in ("plain", "latent"):
         assert 3 < found[f"lm.{run}.text.base"] < 6

@@ -10,16 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needed:
-    """A file that must be there, and what to do when it is not."""
+    """A file or folder that must be there, and what to do when it is not."""
 
     what: str
-    file: Path
+    path: Path
     remedy: str
 
 
 def check(needed: Sequence[Needed]) -> None:
     """Raises FileNotFoundError naming all that is missing, and how to get it."""
-    missing = [item for item in needed if not item.file.is_file()]
+    missing = [item for item in needed if not item.path.exists()]
     if missing:
-        lines = (f"  {item.what}: no {item.file}; {item.remedy}" for item in missing)
+        lines = (f"  {item.what}: no {item.path}; {item.remedy}" for item in missing)
         raise FileNotFoundError("\n".join(["the story needs what is not here:", *lines]))

@@ -9,18 +9,9 @@ from dataclasses import replace
 from speechquilt.evals.measures import Measure
 from speechquilt.evals.results import Schema
 from speechquilt.recipes.real import real_evals, real_texts
-from speechquilt.stages import stage, train_lm, train_text_to_token, train_tokenizer, training_documents
+from speechquilt.stages import run_facts, train_lm, train_text_to_token, train_tokenizer, training_documents
 
-RUN = (
-    Measure(key="run.recipe", kind="text", meaning="recipe that made this file"),
-    Measure(key="run.fingerprint", kind="text", meaning="fingerprint of the recipe's config"),
-    Measure(key="run.version", kind="text", meaning="version of speechquilt"),
-    Measure(key="run.torch", kind="text", meaning="version of torch"),
-    Measure(key="run.device", kind="text", meaning="device the models were trained on"),
-    Measure(key="run.cores", kind="count", meaning="CPU cores used"),
-    Measure(key="run.scale", kind="amount", meaning="share of the whole story's work that was done"),
-    Measure(key="run.seconds", kind="amount", unit="s", meaning="wall time of all stages"),
-)
+SCALE = Measure(key="run.scale", kind="amount", meaning="share of the whole story's work that was done")
 CORPUS = (
     Measure(key="corpus.minutes", kind="amount", unit="min", meaning="time that the corpus took"),
     Measure(key="corpus.rejects", kind="count", meaning="sentences that the voices could not speak"),
@@ -43,8 +34,8 @@ def _of_any_vocabulary(measures: tuple[Measure, ...]) -> tuple[Measure, ...]:
 
 SCHEMA = Schema(
     (
-        *RUN,
-        *stage.MEASURES,
+        *run_facts.MEASURES,
+        SCALE,
         *CORPUS,
         *_of_any_vocabulary(train_tokenizer.MEASURES),
         *_of_any_vocabulary(train_text_to_token.MEASURES),

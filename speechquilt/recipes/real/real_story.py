@@ -8,15 +8,14 @@ without them.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import torch
+from tqdm import tqdm
 
-import speechquilt
-from speechquilt.config import fingerprint
 from speechquilt.data.feed.spoken_parts import SpokenParts
 from speechquilt.data.interleaving.synthetic import InterleaveConfig
 from speechquilt.data.sources.clips import TABLE, read_clips
@@ -30,6 +29,7 @@ from speechquilt.jobs import bulk
 from speechquilt.jobs.encode_text import encode_corpus
 from speechquilt.jobs.interleave_text import InterleaveSettings, interleave_corpus
 from speechquilt.jobs.tokenize_audio import tokenize_folder
+from speechquilt.nn.hub import local_folder
 from speechquilt.recipes.real import given, promises, sizes, speaker
 from speechquilt.recipes.real.given import Needed
 from speechquilt.recipes.real.real_evals import Made, RealEvalsConfig, evaluate, recordings
@@ -38,6 +38,7 @@ from speechquilt.recipes.real.sizes import shrunk, shrunk_run
 from speechquilt.recipes.real.speaker import SpeakerVoiceConfig
 from speechquilt.reports import charts
 from speechquilt.stages.encode import load_text_tokenizer
+from speechquilt.stages.run_facts import run_facts
 from speechquilt.stages.spoken_corpus import HELD_OUT, TRAIN, SpokenCorpusConfig, speak_corpus
 from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, train_lm
@@ -46,7 +47,9 @@ from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.stages.whisper_reader import WhisperReader
 from speechquilt.text import TextTokenizer, spoken_form
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
+from speechquilt.tts.kokoro import MODEL, KokoroTTSConfig
 from speechquilt.tts.voices import VoiceBankConfig
+from speechquilt.types import Utterance
 
 SHARDS = "shards"  # in the folder of a stage
 SLICE_MIB = 1 / 16  # of text in a task: few texts, and every worker should have some
@@ -63,11 +66,11 @@ class RealConfig:
     evening on two cores, 0.05 some ten minutes that show every stage and teach little. Below 1 the codebook shrinks too,
     since every code needs its sounds."""
     whisper: str = sizes.WHISPER
-    """Folder of the Whisper that the speech tokenizer starts from."""
+    """Folder of the Whisper that the speech tokenizer starts from, or hub:NAME of one."""
     language: str | None = None
     """Language in the prompt of that Whisper, such as en; none for its English-only checkpoints."""
     base: str = sizes.BASE
-    """Folder of the Llama, Qwen2 or Qwen3 that both language models start from."""
+    """Folder of the Llama, Qwen2 or Qwen3 that both language models start from, or hub:NAME of one."""
     corpus: SpokenCorpusConfig = sizes.CORPUS
     """Who speaks, and how much."""
     rows: JoinedSpeechConfig = sizes.ROWS
@@ -94,6 +97,8 @@ class RealConfig:
     """How the latent language model is trained; its warm start is base."""
     clips: str = ".cache/clips"
     """Folder of the five human recordings of `make clips`; without it nobody says whether people are understood."""
+    natural: KokoroTTSConfig = KokoroTTSConfig(voices=("jm_kumo",))
+    """A natural voice that says held-out sentences for measuring; without its folder it says nothing."""
     evals: RealEvalsConfig = RealEvalsConfig()
     """What is measured, and on how much."""
 
@@ -190,7 +195,7 @@ def story(config: RealConfig) -> Path:
         _language_model(stages, name, recipe, shards, tokenizer)
     stages.stage(
         "evals",
-        full.evals,
+        [full.evals, full.natural],
         lambda folder: evaluate(full.evals, _made(full, stages.run_dir, runs)),
         what="word errors by voice and by length of span, text kept, and speech that is understood",
     )
@@ -202,9 +207,12 @@ def _needed(full: RealConfig) -> list[Needed]:
     weights, texts = "run `make weights`, or give a Hugging Face folder by", "run `make texts`"
     files = ("config.json", "tokenizer.json", "preprocessor_config.json")
     return [
-        *(Needed("Whisper", Path(full.whisper) / name, f"{weights} --whisper") for name in files),
-        *(Needed("the text model", Path(full.base) / name, f"{weights} --base") for name in files[:2]),
-        *(Needed("texts", Path(full.texts.folder) / name, texts) for name in ("wordnet/data.noun", "bible/verses")),
+        *(Needed("Whisper", local_folder(full.whisper) / name, f"{weights} --whisper") for name in files),
+        *(Needed("the text model", local_folder(full.base) / name, f"{weights} --base") for name in files[:2]),
+        *(
+            Needed("texts", Path(full.texts.folder) / name, texts)
+            for name in ("wordnet/data.noun", "bible/verses", "fortunes")
+        ),
     ]
 
 
@@ -323,8 +331,7 @@ def _language_model(stages: Story, name: str, recipe: LMRecipe, shards: dict[str
 
 
 def _made(full: RealConfig, run_dir: Path, runs: dict[str, LMRecipe]) -> Made:
-    """What is measured, with the human recordings where they were fetched."""
-    clips = Path(full.clips)
+    """What is measured, and who else is heard."""
     return Made(
         run_dir=run_dir,
         whisper=WhisperReader(Path(full.whisper), full.language),
@@ -332,8 +339,20 @@ def _made(full: RealConfig, run_dir: Path, runs: dict[str, LMRecipe]) -> Made:
         engine=full.text_to_token.engine,
         rule=full.interleave,
         runs=runs,
-        guests={"human": read_clips(clips)} if (clips / TABLE).is_file() else {},
+        guests=_guests(full, recordings(run_dir / "corpus" / HELD_OUT)[: full.evals.floor]),
     )
+
+
+def _guests(full: RealConfig, held_out: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """Speakers from outside the corpus, as far as they were fetched; Kokoro takes about as long as it speaks."""
+    guests, clips, natural = {}, Path(full.clips), full.natural
+    if (clips / TABLE).is_file():
+        guests["human"] = read_clips(clips)
+    if (Path(natural.folder) / MODEL).is_file():
+        voices, kokoro = cycle(natural.voices), natural.build()
+        said = tqdm(held_out, desc="kokoro speaks", unit="sentence", mininterval=5.0)
+        guests["kokoro"] = [kokoro.speak(u.text, voice) for u, voice in zip(said, voices)]
+    return guests
 
 
 def _finish(config: RealConfig, stages: Story) -> Path:
@@ -341,15 +360,8 @@ def _finish(config: RealConfig, stages: Story) -> Path:
     from speechquilt.recipes.real import real_page
 
     flat = {
-        "run.recipe": "real",
-        "run.fingerprint": fingerprint(config),
-        "run.version": speechquilt.__version__,
-        "run.torch": str(torch.__version__),
-        "run.device": "cuda" if torch.cuda.is_available() else "cpu",
-        "run.cores": os.cpu_count() or 1,
+        **run_facts("real", config, stages),
         "run.scale": config.scale,
-        "run.seconds": sum(stages.seconds.values()),
-        **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
         **stages.results,
     }
     results = write_results(stages.run_dir / "results.json", flat, promises.SCHEMA)

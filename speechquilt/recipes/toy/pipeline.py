@@ -8,17 +8,12 @@ Trap: nothing here may be tuned on the test items. Settings were chosen on train
 
 import dataclasses
 import json
-import os
 from collections import ChainMap
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import speechquilt
-from speechquilt.config import fingerprint
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
 from speechquilt.evals import results
@@ -32,6 +27,7 @@ from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
 from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
+from speechquilt.stages.run_facts import run_facts
 from speechquilt.stages.stage import MARK, Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
@@ -57,16 +53,7 @@ from speechquilt.tts.espeak import EspeakTTS, EspeakTTSConfig
 
 INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
 STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order
-MEASURES = (
-    Measure(key="run.recipe", kind="text", meaning="recipe that made this file"),
-    Measure(key="run.fingerprint", kind="text", meaning="fingerprint of the recipe's config"),
-    Measure(key="run.version", kind="text", meaning="version of speechquilt"),
-    Measure(key="run.torch", kind="text", meaning="version of torch"),
-    Measure(key="run.device", kind="text", meaning="device the models were trained on"),
-    Measure(key="run.cores", kind="count", meaning="CPU cores used"),
-    Measure(key="run.seed", kind="count", meaning="seed of the run"),
-    Measure(key="run.seconds", kind="amount", unit="s", meaning="wall time of all stages"),
-)
+MEASURES = (Measure(key="run.seed", kind="count", meaning="seed of the run"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,15 +361,8 @@ def finish(config: ToyConfig, stages: Story, made: Prepared) -> Path:
     from speechquilt.recipes.toy.schema import SCHEMA
 
     flat = {
-        "run.recipe": "toy",
-        "run.fingerprint": fingerprint(config),
-        "run.version": speechquilt.__version__,
-        "run.torch": str(torch.__version__),
-        "run.device": "cuda" if torch.cuda.is_available() else "cpu",
-        "run.cores": os.cpu_count() or 1,
+        **run_facts("toy", config, stages),
         "run.seed": config.world.seed,
-        "run.seconds": sum(stages.seconds.values()),
-        **{f"stage.{name.replace('/', '_')}.seconds": s for name, s in stages.seconds.items()},
         **stages.results,
         **fact_transfer(stages.run_dir),
     }

@@ -3,12 +3,12 @@
 from speechquilt.evals import scorer
 from speechquilt.evals.results import Schema
 from speechquilt.recipes.toy import fact_transfer, pipeline, questions
-from speechquilt.stages import stage, train_lm, train_text_to_token, train_tokenizer, training_documents
+from speechquilt.stages import run_facts, train_lm, train_text_to_token, train_tokenizer, training_documents
 
 SCHEMA = Schema(
     (
         *pipeline.MEASURES,
-        *stage.MEASURES,
+        *run_facts.MEASURES,
         *train_tokenizer.MEASURES,
         *train_text_to_token.MEASURES,
         *training_documents.MEASURES,
