@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint ## lint, types and tests, under 10 minutes on two cores
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: setup ## the checks that take longer
 	$(BIN)/pytest -m slow

@@ -17,7 +17,11 @@ from speechquilt.train import distributed
 
 TOY, REAL = "toy", "real"  # those of the two stories
 PREFIX = "tokenizer_"  # of a recipe's name
-PRESETS = (TOY, REAL, *(name.removeprefix(PREFIX) for name, entry in catalog.ENTRIES.items() if entry.kind == "tokenizer"))
+PRESETS = (
+    TOY,
+    REAL,
+    *(name.removeprefix(PREFIX) for name, entry in catalog.ENTRIES.items() if entry.kind == "tokenizer"),
+)
 RESULTS_FILE = "results.json"
 
 

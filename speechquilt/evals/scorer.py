@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from speechquilt.evals.measures import Measure
-from speechquilt.nn.batching import longest_first
+from speechquilt.nn.batching import longest_first, valid_places
 from speechquilt.protocols import LanguageModel, LogitsAt, Patcher, ReadsOn
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
 from speechquilt.vocab import Vocab
@@ -187,7 +187,7 @@ class Scorer:
         ids_BT = torch.full((len(rows), max(1, int(num_B.max()))), self.vocab.pad)
         for b, ids_T in enumerate(rows):
             ids_BT[b, : len(ids_T)] = torch.from_numpy(ids_T)
-        real_BT = torch.arange(ids_BT.shape[1]) < num_B[:, None]
+        real_BT = valid_places(num_B, ids_BT.shape[1])
         return ids_BT.to(self.device), num_B.to(self.device), real_BT.to(self.device)
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

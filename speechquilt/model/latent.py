@@ -31,6 +31,7 @@ from speechquilt.nn.attention import (
     read_cache,
     write_cache,
 )
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.llama import LlamaBlock, LlamaConfig, LlamaStack, init_weights
 from speechquilt.types import Batch
 from speechquilt.vocab import Vocab
@@ -371,7 +372,7 @@ class LatentLM(nn.Module):
             return state
         num_N = state.open_B[rows_N]
         longest = int(num_N.max())
-        valid_NP = torch.arange(longest, device=num_N.device) < num_N[:, None]
+        valid_NP = valid_places(num_N, longest)
         z_ND = self.to_global(self.unit_encoder.over(state.open_BPD[rows_N, :longest], valid_NP))
         z_BD = z_ND.new_zeros(len(rows_B), z_ND.shape[1]).index_copy(0, rows_N, z_ND)
         return self._run_units(z_BD, rows_B, replace(state, open_B=state.open_B.masked_fill(rows_B, 0)))[1]

@@ -1,8 +1,10 @@
-"""Which items go into which batch when all of them are known and nothing is drawn: longest first."""
+"""Items of unequal length in a batch: which go together (longest first, nothing is drawn), and which places are padding."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from math import inf
+
+from torch import Tensor, arange
 
 SHORTEST = 1e-3  # lengths below it count as this much, so that empty items do not make a batch of all there is
 
@@ -19,3 +21,8 @@ def longest_first(lengths: Sequence[float], *, budget: float = inf, rows: int = 
         fit = max(1, int(min(rows, budget / max(lengths[order[first]], SHORTEST))))
         yield order[first : first + fit]
         first += fit
+
+
+def valid_places(num_B: Tensor, longest: int) -> Tensor:
+    """True where a row holds an item and not padding: bool `[B, longest]`, of rows that begin with `num_B` items."""
+    return arange(longest, device=num_B.device) < num_B[:, None]

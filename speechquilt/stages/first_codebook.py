@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.files import replacing
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.quantize import gather_ranks, kmeans, nearest_codes
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import distributed
@@ -98,7 +99,7 @@ def sensitivity(model: SupervisedTokenizer, loader: UtteranceLoader) -> torch.Te
             batch = loader.next_batch().to(model.device)
             encoded = model(batch.wav_BS, batch.num_samples_B, batch.text_BL)
             (gradient_BTD,) = torch.autograd.grad(encoded.attention_B.sum(), reached.pop())
-            valid_BT = torch.arange(gradient_BTD.shape[1], device=model.device) < encoded.num_tokens_B[:, None]
+            valid_BT = valid_places(encoded.num_tokens_B, gradient_BTD.shape[1])
             gradient_ND = gather_ranks(gradient_BTD[valid_BT].float())
             summed_DD += gradient_ND.T @ gradient_ND
             count += len(gradient_ND)

@@ -45,7 +45,7 @@ class LMRecipe:
     """Read speech as pieces of a BPE of this size, learned from the shards; None reads the speech tokens as they are.
     """
     warm_start: str = ""
-    """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from; "" starts from random weights. A plain model
+    """Hugging Face folder, or hub:OWNER/NAME, of a Llama, Qwen2 or Qwen3 to start from; "" starts from random weights. A plain model
     takes its sizes from there, a latent one those of its global transformer.
     """
     bos_token: str = ""

@@ -75,7 +75,7 @@ class TextToTokenRecipe:
     engine: EngineConfig
     """How speech tokens are sampled with the trained model."""
     warm_start: str = ""
-    """Hugging Face folder of a Llama, Qwen2 or Qwen3 to start from, whose sizes the model takes; it reads text with the
+    """Hugging Face folder, or hub:OWNER/NAME, of a Llama, Qwen2 or Qwen3 to start from, whose sizes the model takes; it reads text with the
     base's own tokenizer. "" starts from random weights.
     """
     bos_token: str = ""

@@ -107,7 +107,7 @@ class TokenizerRecipe:
     does. More: steadier rates, and more time in which nothing is trained.
     """
     start: str = ""
-    """Folder of a Hugging Face Whisper whose weights, sizes and text tokenizer the model takes; the bottleneck and
+    """Hugging Face folder, or hub:OWNER/NAME, of a Whisper whose weights, sizes and text tokenizer the model takes; the bottleneck and
     everything of the codebook stay those of model. "" starts from random weights.
     """
     language: str | None = "en"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechquilt.nn.batching import valid_places
 from speechquilt.tokenizer.encoder import Attention, KeyValues, initialise_blocks
 from speechquilt.tokenizer.loops import repeated_ids
 from speechquilt.types import IGNORE
@@ -162,9 +163,7 @@ class TextDecoder(nn.Module):
 
     def init_state(self, states_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> DecoderState:
         """Before the first id; `num_tokens_B` counts the valid states, at least one in every row."""
-        return DecoderState(
-            states_BTD, torch.arange(states_BTD.shape[1], device=states_BTD.device) < num_tokens_B[:, None]
-        )
+        return DecoderState(states_BTD, valid_places(num_tokens_B, states_BTD.shape[1]))
 
     def step(self, ids_BL: torch.Tensor, state: DecoderState) -> tuple[torch.Tensor, DecoderState]:
         """New ids -> logits of the id after the last, as `forward` on all ids so far gives them, `[B, V]`."""

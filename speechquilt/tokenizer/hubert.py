@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechquilt import config
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.hugging_face import read_weights, weight_files
 from speechquilt.nn.quantize import nearest_codes
 from speechquilt.tokenizer import windows
@@ -203,7 +204,7 @@ def _receptive_field(hf: "HubertConfig") -> int:
 
 def _normalized(wav_PS: torch.Tensor, num_samples_P: torch.Tensor) -> torch.Tensor:
     """Wav2Vec2FeatureExtractor's `do_normalize`: over the valid samples, zeros beyond them."""
-    valid_PS = torch.arange(wav_PS.shape[1], device=wav_PS.device) < num_samples_P[:, None]
+    valid_PS = valid_places(num_samples_P, wav_PS.shape[1])
     count_P1 = num_samples_P[:, None]
     centred_PS = (wav_PS - wav_PS.sum(1, keepdim=True) / count_P1) * valid_PS
     variance_P1 = centred_PS.square().sum(1, keepdim=True) / count_P1

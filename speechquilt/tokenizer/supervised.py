@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from speechquilt import config
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.hugging_face import SINGLE
 from speechquilt.nn.quantize import POOL_PER_CODE, VectorQuantizerConfig
 from speechquilt.text import TextTokenizer
@@ -169,7 +170,7 @@ class SupervisedTokenizer(TokenEncoder):
         In training mode this updates the codebook, once.
         """
         pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
-        valid_BT = torch.arange(pooled_BTD.shape[1], device=pooled_BTD.device) < num_tokens_B[:, None]
+        valid_BT = valid_places(num_tokens_B, pooled_BTD.shape[1])
         quantized = self.quantizer(pooled_BTD, valid_BT)
         states_BTD = self._upper(quantized.values_BTD, num_tokens_B)
         return Encoded(
@@ -184,7 +185,7 @@ class SupervisedTokenizer(TokenEncoder):
     def vectors(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
         """What reaches the bottleneck: the vectors of all tokens of all rows, `[N, D]` in float32, padding left out."""
         pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
-        valid_BT = torch.arange(pooled_BTD.shape[1], device=pooled_BTD.device) < num_tokens_B[:, None]
+        valid_BT = valid_places(num_tokens_B, pooled_BTD.shape[1])
         return pooled_BTD[valid_BT].float()
 
     @torch.no_grad()

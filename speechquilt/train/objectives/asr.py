@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.quantize import perplexity
 from speechquilt.tokenizer.emitters import CharacterCTC
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
@@ -56,7 +57,7 @@ def codebook_use(
         zero = torch.zeros((), device=num_tokens_B.device)
         return {"codes": zero, "perplexity": zero, "dead": zero}
     count_K = model.quantizer.ema_count_K
-    valid_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < num_tokens_B[:, None]
+    valid_BT = valid_places(num_tokens_B, ids_BT.shape[1])
     heard_K = torch.zeros_like(count_K).index_add_(0, ids_BT.flatten(), valid_BT.flatten().to(count_K.dtype))
     dead_K = count_K < model.config.vq_restart_threshold * count_K.mean()
     return {
