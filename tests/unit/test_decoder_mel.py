@@ -38,9 +38,7 @@ def test_a_tone_is_loudest_in_its_band_and_silence_is_the_floor() -> None:
 def test_another_mel_is_refused_by_name() -> None:
     TINY.require(MelConfig(sample_rate=8000, num_mels=20, fft_samples=256, hop=64, high_hz=4000.0), "runs/vocoder")
     with pytest.raises(ValueError, match=r"runs/vocoder has another mel: hop=32 and not 64, high_hz=2000.0 and not"):
-        TINY.require(
-            MelConfig(sample_rate=8000, num_mels=20, fft_samples=256, hop=32, high_hz=2000.0), "runs/vocoder"
-        )
+        TINY.require(MelConfig(sample_rate=8000, num_mels=20, fft_samples=256, hop=32, high_hz=2000.0), "runs/vocoder")
 
 
 def test_what_cannot_be_a_mel_is_refused() -> None:

@@ -1,7 +1,6 @@
 """Model folders by name: found in the cache that `huggingface_hub` keeps, with its network switched off."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -18,11 +17,11 @@ COMMIT = 40 * "a"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the hub in which nothing is; the network is off."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    yield tmp_path / "hub"
+    return tmp_path / "hub"
 
 
 def put(hub: Path, name: str, folder: Path) -> None:
@@ -46,7 +45,9 @@ def test_a_name_stands_where_a_folder_does(tmp_path: Path, hub: Path) -> None:
         put(hub, f"someone/{name}", tmp_path / name)
     assert read_base(Path("hub:someone/base")).llama == read_base(tmp_path / "base").llama
     assert load_text_tokenizer(Path("hub:someone/base@main")).json == texts.json
-    by_name, by_path = (whisper_start(Path(name)).state_dict() for name in ("hub:someone/whisper", tmp_path / "whisper"))
+    by_name, by_path = (
+        whisper_start(Path(name)).state_dict() for name in ("hub:someone/whisper", tmp_path / "whisper")
+    )
     assert all(by_name[key].equal(by_path[key]) for key in by_path)
 
 
