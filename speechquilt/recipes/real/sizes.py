@@ -43,9 +43,16 @@ _READER = TrainConfig(
     num_threads=THREADS,
 )
 TOKENIZER = TokenizerRecipe(
-    model=replace(preset("tiny", 25.0), codebook_size=16384, metric_width=64, vq_warmup_updates=0, vq_decay=0.995),
+    model=replace(
+        preset("tiny", 25.0),
+        codebook_size=16384,
+        metric_width=64,
+        vq_warmup_updates=0,
+        vq_decay=0.98,
+        commitment_weight=10.0,  # less, and the encoder leaves its codes
+    ),
     first=replace(_READER, seed=1),
-    train=replace(_READER, steps=1700),
+    train=replace(_READER, steps=1300, lr=3e-5),  # at 1e-4 the reader of codes gets worse for hundreds of steps
     lower_lr=0.05,
     vectors_per_code=10,
     kmeans_passes=4,
@@ -66,10 +73,10 @@ PLAIN = LMRecipe(
     pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=256),
     join=JoinConfig(max_tokens=200, session=r"(.+)/\d+\.flac"),  # single sentences are too short to change sides in
     train=TrainConfig(
-        steps=150,
+        steps=100,
         lr=1e-4,
         lr_scale={EMBEDDING_MAP: 0.3, HEAD_MAP: 0.05},
-        warmup_steps=15,
+        warmup_steps=10,
         weight_decay=0.0,
         log_every=5,
         checkpoint_every=50,

@@ -24,7 +24,7 @@ TEXT_TO_TOKEN = TextToTokenRecipe(
     llama=LlamaConfig(width=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_width=704),
     data=TextToTokenDataConfig(rows=8, row_tokens=384, spans_per_utterance=1),
     train=TrainConfig(
-        steps=1400,
+        steps=1000,
         lr=2e-3,
         warmup_steps=60,
         log_every=20,
