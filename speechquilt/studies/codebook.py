@@ -49,6 +49,8 @@ CONDITIONS: dict[str, Callable[[TokenizerRecipe], TokenizerRecipe]] = {
     "one rate for all": lambda recipe: replace(recipe, lower_lr=1.0),
     "no run before": without_first,
     "4,096 codes": lambda recipe: replace(recipe, model=replace(recipe.model, codebook_size=4096)),
+    "a rate of 1e-4": lambda recipe: replace(recipe, train=replace(recipe.train, lr=1e-4)),
+    "commitment 2.5": lambda recipe: replace(recipe, model=replace(recipe.model, commitment_weight=2.5)),
     "plain distances": lambda recipe: replace(recipe, model=replace(recipe.model, metric_width=0)),
     "positions as in the paper": lambda recipe: replace(recipe, positions="twice"),
 }
