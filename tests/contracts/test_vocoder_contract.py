@@ -8,20 +8,65 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechquilt import protocols
+from speechquilt.decoder.hifi_gan import HifiGan
+from speechquilt.decoder.hift import HiftConfig
 from speechquilt.decoder.mel import MelConfig
 from speechquilt.decoder.overlap import OverlapAdd, OverlapState
 from speechquilt.decoder.phase import PhaseVocoderConfig
+from speechquilt.decoder.vocos import VocosConfig
 
 SETTINGS = {"deadline": None, "derandomize": True}
 MEL = MelConfig(sample_rate=8000, num_mels=20, fft_samples=128, hop=32, high_hz=4000.0)
 ODD = MelConfig(sample_rate=8000, num_mels=12, fft_samples=96, hop=36, high_hz=4000.0)  # a hop that divides nothing
 
+
+def vocos(mel: MelConfig = MEL, **keys: Any) -> Any:
+    """Weights large enough for everything within reach to be heard."""
+    torch.manual_seed(0)
+    made = VocosConfig(mel=mel, width=16, ffn_width=32, num_layers=2, kernel=5, **keys).build().eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(8.0 if weight.ndim > 1 else 1.0)
+    return made
+
+
+def hifi_gan() -> Any:
+    torch.manual_seed(1)
+    sizes = SpeechT5HifiGanConfig(
+        model_in_dim=20, sampling_rate=8000, upsample_initial_channel=16, upsample_rates=[4, 8],
+        upsample_kernel_sizes=[8, 16], resblock_kernel_sizes=[3, 5], resblock_dilation_sizes=[[1, 3], [1, 2]],
+        initializer_range=0.2,
+    )  # fmt: skip
+    return HifiGan(SpeechT5HifiGan(sizes), MEL, 10.0).eval()
+
+
+def hift() -> Any:
+    torch.manual_seed(2)
+    sizes = HiftConfig(
+        mel=MEL, width=16, pitch_width=8, num_harmonics=2, upsample_rates=(4, 4), upsample_kernels=(8, 8),
+        short_points=8, short_hop=2, block_kernels=(3, 5), block_dilations=((1, 3), (1, 2)), source_kernels=(3, 5),
+        source_dilations=((1, 2), (1, 2)),
+    )  # fmt: skip
+    made = sizes.build().eval()
+    with torch.no_grad():
+        made.f0_predictor.classifier.weight.mul_(300.0)  # up to some hundred Hz, now and then below the voiced 10
+        made.f0_predictor.classifier.bias.zero_()
+    return made
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "phase": PhaseVocoderConfig(mel=MEL, rounds=2).build,
     "phase, no frames ahead": PhaseVocoderConfig(mel=MEL, frames_ahead=0, rounds=1).build,
     "phase, odd hop": PhaseVocoderConfig(mel=ODD, frames_ahead=1, rounds=2).build,
+    "vocos": lambda: vocos(frames_ahead=3),
+    "vocos, causal": lambda: vocos(frames_ahead=0),
+    "vocos, as published": lambda: vocos(frames_ahead=6),
+    "vocos, odd hop": lambda: vocos(ODD, frames_ahead=2),
+    "HiFi-GAN": hifi_gan,
+    "HiFT": hift,
 }
 EXACT = "phase"  # kinds that take frames one by one, so that nothing is rounded otherwise in another chunking
 TOLERANCE = 2e-5
