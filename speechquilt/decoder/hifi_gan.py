@@ -18,6 +18,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechquilt.decoder.mel import MelConfig
 from speechquilt.decoder.vocoder_rows import check_frames, rows_alone
+from speechquilt.decoder.vocoder_weights import filled
 from speechquilt.nn.hub import local_folder
 from speechquilt.nn.hugging_face import read_json, read_weights, weight_files
 
@@ -87,10 +88,7 @@ def load_hifi_gan(folder: str | Path, mel: MelConfig = SPEECHT5_MEL, log_base: f
         )
     vocoder = HifiGan(SpeechT5HifiGan(SpeechT5HifiGanConfig(**hf)), mel, log_base)
     weights = {name: tensor for path in weight_files(folder) for name, tensor in read_weights(path).items()}
-    try:
-        vocoder.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} does not fit its config.json: {error}; its weight norm must be folded") from error
+    filled(vocoder.network, weights, folder)
     return vocoder.eval()
 
 

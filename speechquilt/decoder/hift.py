@@ -169,9 +169,7 @@ class Hift(nn.Module):
         for i, (rate, kernel) in enumerate(zip(config.upsample_rates, config.upsample_kernels)):
             width = widths[i + 1]
             self.ups.append(nn.ConvTranspose1d(widths[i], width, kernel, rate, padding=(kernel - rate) // 2))
-            down = math.prod(config.upsample_rates[i + 1 :])
-            shape = {"kernel_size": 2 * down, "stride": down, "padding": down // 2} if down > 1 else {"kernel_size": 1}
-            self.source_downs.append(nn.Conv1d(parts, width, **shape))
+            self.source_downs.append(nn.Conv1d(parts, width, *_down(config, i)))
             self.source_resblocks.append(ResidualBlock(width, config.source_kernels[i], config.source_dilations[i]))
             for block_kernel, dilations in zip(config.block_kernels, config.block_dilations):
                 self.resblocks.append(ResidualBlock(width, block_kernel, dilations))
@@ -252,18 +250,33 @@ class Hift(nn.Module):
 
 
 def _reach(config: HiftConfig) -> int:
-    """Frames of mel and source to either side of its own that can change a frame's samples, rounded up layer by layer."""
-
-    def block(kernel: int, dilations: tuple[int, ...]) -> int:
-        return sum(kernel // 2 * (dilation + 1) for dilation in dilations)
-
-    beside = -(-config.short_points // (2 * config.short_hop))  # short windows that share samples, to either side
-    far, from_source, per_frame = beside + END_KERNEL // 2 + 1, 0, math.prod(config.upsample_rates)
+    """Frames of mel and source to either side of its own that can change a frame's samples, found by following the
+    samples of one frame back through the layers."""
+    hop, half, frame = config.mel.hop, config.short_points // 2, 10_000  # far from both ends
+    first = -(-(frame * hop - half + 1) // config.short_hop) - END_KERNEL // 2
+    last = ((frame + 1) * hop - 1 + half) // config.short_hop + END_KERNEL // 2
+    sampled = []
     for i in reversed(range(len(config.upsample_rates))):
+        widest = max(_half_width(k, d) for k, d in zip(config.block_kernels, config.block_dilations))
+        first, last = first - widest, last + widest
+        beside = _half_width(config.source_kernels[i], config.source_dilations[i])
+        kernel, stride, padding = _down(config, i)
+        sampled.append(((first - beside) * stride - padding) * config.short_hop - half)
+        sampled.append(((last + beside) * stride - padding + kernel - 1) * config.short_hop + half - 1)
+        if i == len(config.upsample_rates) - 1:
+            first, last = first - 1, last - 1  # the mirrored window at the start
         rate, kernel = config.upsample_rates[i], config.upsample_kernels[i]
-        far += max(block(k, d) for k, d in zip(config.block_kernels, config.block_dilations))
-        down = math.prod(config.upsample_rates[i + 1 :])
-        short = (far + block(config.source_kernels[i], config.source_dilations[i]) + 1) * down + down + beside
-        from_source = max(from_source, -(-short // per_frame))
-        far = -(-(far + (kernel + rate) // 2) // rate)
-    return max(from_source, far + END_KERNEL // 2)
+        first, last = -(-(first + (kernel - rate) // 2 - kernel + 1) // rate), (last + (kernel - rate) // 2) // rate
+    reached = [sample // hop for sample in sampled] + [first - END_KERNEL // 2, last + END_KERNEL // 2]
+    return max(frame - min(reached), max(reached) - frame)
+
+
+def _half_width(kernel: int, dilations: tuple[int, ...]) -> int:
+    """How far a residual block sees to either side."""
+    return sum(kernel // 2 * (dilation + 1) for dilation in dilations)
+
+
+def _down(config: HiftConfig, layer: int) -> tuple[int, int, int]:
+    """Kernel, stride and padding that bring the source's windows to the length after an upsampling layer."""
+    rate = math.prod(config.upsample_rates[layer + 1 :])
+    return (2 * rate, rate, rate // 2) if rate > 1 else (1, 1, 0)

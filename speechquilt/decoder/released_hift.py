@@ -12,6 +12,7 @@ from torch import Tensor
 
 from speechquilt.decoder import vocoder_folder
 from speechquilt.decoder.hift import Hift, HiftConfig
+from speechquilt.decoder.vocoder_weights import filled
 
 RELEASED = HiftConfig()
 _PAIRS = ((".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"))
@@ -31,9 +32,8 @@ def read_released(path: Path, config: HiftConfig = RELEASED) -> Hift:
 
     Raises FileNotFoundError, or ValueError when the file is damaged, holds more than tensors, or does not fit `config`.
     """
-    path, vocoder = Path(path), config.build()
-    vocoder_folder.filled(vocoder, folded(_read(path)), path)
-    return vocoder
+    path = Path(path)
+    return filled(config.build(), folded(_read(path)), path)
 
 
 def folded(theirs: dict[str, Tensor]) -> dict[str, Tensor]:

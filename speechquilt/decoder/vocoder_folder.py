@@ -6,13 +6,13 @@ A folder of transformers' SpeechT5HifiGan is a vocoder too.
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from speechquilt.config import from_dict, nearest, to_dict
 from speechquilt.decoder.hifi_gan import MODEL_TYPE, HifiGan, load_hifi_gan
 from speechquilt.decoder.hift import Hift, HiftConfig
 from speechquilt.decoder.phase import PhaseVocoder, PhaseVocoderConfig
+from speechquilt.decoder.vocoder_weights import filled
 from speechquilt.decoder.vocos import Vocos, VocosConfig
 from speechquilt.files import write_json
 from speechquilt.nn.hugging_face import SINGLE, read_json, read_weights
@@ -50,25 +50,3 @@ def load(folder: Path) -> OwnVocoder | HifiGan:
         raise ValueError(f"{path}: {error}; restore the file or train the vocoder again") from error
     made = config.build()
     return filled(made, read_weights(folder / SINGLE) if made.state_dict() else {}, folder)
-
-
-def filled(vocoder: OwnVocoder, weights: dict[str, torch.Tensor], where: Path) -> OwnVocoder:
-    """`vocoder` with these weights as float32, in eval mode.
-
-    Raises ValueError, naming tensor and rule, when names or shapes do not fit or a weight is not finite.
-    """
-    expected = vocoder.state_dict()
-    if wrong := sorted(set(weights) ^ set(expected)):
-        raise ValueError(
-            f"{where}: {', '.join(wrong[:5])} missing or unknown; its weights do not fit its config, copy both again"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, its config expects {tuple(expected[name].shape)}; "
-                "copy both again"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{where}: {name} has weights that are not finite; take an earlier checkpoint")
-    vocoder.load_state_dict(weights)
-    return vocoder.eval()

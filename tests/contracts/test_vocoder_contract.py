@@ -52,7 +52,9 @@ def hift() -> Any:
     )  # fmt: skip
     made = sizes.build().eval()
     with torch.no_grad():
-        made.f0_predictor.classifier.weight.mul_(300.0)  # up to some hundred Hz, now and then below the voiced 10
+        for weight in made.parameters():
+            weight.mul_(1.5)
+        made.f0_predictor.classifier.weight.mul_(100.0)  # up to some hundred Hz, now and then below the voiced 10
         made.f0_predictor.classifier.bias.zero_()
     return made
 
@@ -131,7 +133,7 @@ def test_implements_the_protocol(vocoder: Any) -> None:
     assert wav_S.isfinite().all()
 
 
-@settings(max_examples=20, **SETTINGS)
+@settings(max_examples=10, **SETTINGS)
 @given(seed=st.integers(0, 50), num_frames=st.integers(1, 40), cuts=st.lists(st.integers(0, 1000), max_size=8))
 def test_streaming_equals_offline_for_every_chunking(vocoder: Any, seed: int, num_frames: int, cuts: list[int]) -> None:
     mel_MF = frames(vocoder, seed, num_frames)
@@ -154,7 +156,7 @@ def test_a_frame_becomes_sound_when_its_look_ahead_is_there(vocoder: Any) -> Non
     assert got > 0
 
 
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=5, **SETTINGS)
 @given(seed=st.integers(0, 50), frame=st.integers(0, 30))
 def test_a_frame_depends_on_nothing_beyond_the_look_ahead(vocoder: Any, seed: int, frame: int) -> None:
     mel_MF = frames(vocoder, seed, 30 + vocoder.lookahead_frames + 9)
@@ -183,7 +185,7 @@ def test_state_is_bounded_and_not_changed_in_place(vocoder: Any) -> None:
     assert max(sizes) == max(sizes[:20]), "what is kept does not grow with what was heard"
 
 
-@settings(max_examples=6, **SETTINGS)
+@settings(max_examples=4, **SETTINGS)
 @given(lengths=st.lists(st.integers(1, 30), min_size=2, max_size=3), seed=st.integers(0, 50))
 def test_a_row_alone_is_the_row_in_a_batch(vocoder: Any, lengths: list[int], seed: int) -> None:
     rows = [frames(vocoder, seed + i, n) for i, n in enumerate(lengths)]

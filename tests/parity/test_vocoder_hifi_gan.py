@@ -67,7 +67,7 @@ def test_damaged_folders_say_what_is_wrong(folder: Path) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)
     save_file({name: tensor for name, tensor in weights.items() if name != "conv_pre.bias"}, path)
-    with pytest.raises(ValueError, match=r"does not fit its config\.json: .*conv_pre\.bias"):
+    with pytest.raises(ValueError, match=r"conv_pre\.bias missing or unknown"):
         load_hifi_gan(folder, MEL)
     path.rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="pickled weights can run code"):
