@@ -233,8 +233,8 @@ class Hift(nn.Module):
     def _shaped(self, mel_MF: torch.Tensor, source_S: torch.Tensor) -> torch.Tensor:
         """Frames and their source -> their samples, as if nothing lay around them."""
         config, num_blocks = self.config, len(self.config.block_kernels)
-        shape = {"n_fft": config.short_points, "hop_length": config.short_hop, "window": self.window_N}
-        spectrum_KL = torch.stft(source_S, return_complex=True, **shape)
+        points, short_hop = config.short_points, config.short_hop
+        spectrum_KL = torch.stft(source_S, points, short_hop, window=self.window_N, return_complex=True)
         source_BCL = torch.cat([spectrum_KL.real, spectrum_KL.imag])[None]
         x_BDL = self.conv_pre(mel_MF[None])
         for i, up in enumerate(self.ups):
@@ -246,7 +246,7 @@ class Hift(nn.Module):
             x_BDL = torch.stack([block(x_BDL) for block in blocks]).sum(0) / num_blocks
         level_KL, phase_KL = self.conv_post(F.leaky_relu(x_BDL, LAST_SLOPE))[0].chunk(2)
         made_KL = torch.polar(level_KL.clamp(max=math.log(LARGEST_MAGNITUDE)).exp(), phase_KL.sin())
-        return torch.istft(made_KL, **shape).clamp(-config.limit, config.limit)
+        return torch.istft(made_KL, points, short_hop, window=self.window_N).clamp(-config.limit, config.limit)
 
 
 def _reach(config: HiftConfig) -> int:

@@ -96,7 +96,8 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv2 = nn.Linear(config.ffn_width, width)
         self.gamma = nn.Parameter(torch.full((width,), 1 / config.num_layers))
 
-    def step(self, x_BDF: torch.Tensor, waiting_BDF: torch.Tensor, final: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x_BDF: torch.Tensor, waiting_BDF: torch.Tensor, final: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """New frames -> those that are now certain, and what waits."""
         y_BDF, x_BDF, waiting_BDF = self.dwconv.step(x_BDF, waiting_BDF, final)
         y_BFD = self.pwconv2(F.gelu(self.pwconv1(self.norm(y_BDF.transpose(1, 2)))))
         return x_BDF + (self.gamma * y_BFD).transpose(1, 2), waiting_BDF
@@ -123,10 +124,6 @@ class Vocos(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    @property
-    def convolutions(self) -> list[AheadConv]:
-        return [self.embed, *(block.dwconv for block in self.convnext)]
-
     def forward(self, mel_BMF: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
         """Right-padded frames -> `wav_BS`, zero past a row's end. Raises ValueError on what is no log-mel."""
         check_rows(mel_BMF, num_frames_B, self.mel)
@@ -145,7 +142,8 @@ class Vocos(nn.Module):
         return wav_BS[0], self.init_state() if final else state
 
     def _state(self, num_rows: int) -> VocosState:
-        waiting = tuple(conv.init_state(num_rows) for conv in self.convolutions)
+        convolutions = [module for module in self.modules() if isinstance(module, AheadConv)]  # in their order
+        waiting = tuple(conv.init_state(num_rows) for conv in convolutions)
         return VocosState(waiting, self.overlap.init_state(num_rows))
 
     def _step(
@@ -160,7 +158,7 @@ class Vocos(nn.Module):
         y_BDF, _, waiting_BDF = self.embed.step(masked(x_BDF), state.waiting[0], final)
         x_BDF, waiting = self.norm(y_BDF.transpose(1, 2)).transpose(1, 2), [waiting_BDF]
         for block, waiting_BDF in zip(self.convnext, state.waiting[1:]):
-            x_BDF, waiting_BDF = block.step(masked(x_BDF), waiting_BDF, final)
+            x_BDF, waiting_BDF = block(masked(x_BDF), waiting_BDF, final)
             waiting.append(waiting_BDF)
         if not x_BDF.shape[2]:
             frames_BFN = self.overlap.window_N.new_zeros(len(x_BDF), 0, self.mel.fft_samples)
