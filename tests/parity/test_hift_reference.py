@@ -2,7 +2,8 @@
 
 One-off (not in the repository): `HiFTGenerator` and `ConvRNNF0Predictor` of FunAudioLLM/CosyVoice in these sizes, their
 state dict through `folded`, with `torch.randn_like` and the uniform draw of phases replaced by this vocoder's noise and
-phases, give the same samples to 1e-5. Their imports of `cosyvoice` are stubbed but for `Snake`.
+phases, give the same samples to 4e-6 of the loudest, all voiced or half of it. Their imports of `cosyvoice` are stubbed but
+for `Snake`; `m_source.l_sin_gen` is set to their `SineGen`, which they take at 22,050 Hz alone.
 """
 
 import math
