@@ -170,3 +170,24 @@ class Aligner(Protocol):
         ValueError when the audio cannot be used, when no word can be found, or when the text is too long for the audio.
         """
         ...
+
+
+@runtime_checkable
+class Vocoder(Protocol):
+    """Log-mel frames -> waveform at their rate, `mel.hop` samples per frame."""
+
+    mel: Any  # the decoder's MelConfig: another mel's frames would be noise to it
+    lookahead_frames: int  # how many frames after its own can still change a frame's samples
+
+    def forward(self, mel_BMF: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
+        """Right-padded frames -> `wav_BS`, S = F * hop, 0 past a row's end. A row is what it is alone."""
+        ...
+
+    def init_state(self) -> Any: ...
+
+    def step(self, mel_MF: torch.Tensor, state: Any, *, final: bool = False) -> tuple[torch.Tensor, Any]:
+        """Any number of new frames -> the samples `wav_S` that are now certain, and the new state.
+
+        The samples of frame f are there when frame f + `lookahead_frames` is, or at the end.
+        """
+        ...
