@@ -18,6 +18,7 @@ from torch import nn
 from speechquilt.decoder.mel import MelConfig
 from speechquilt.decoder.overlap import OverlapAdd, OverlapState
 from speechquilt.decoder.vocoder_rows import check_frames, check_rows
+from speechquilt.nn.batching import valid_places
 
 LARGEST_MAGNITUDE = 100.0  # of a frequency: a bad frame must not burst anybody's ears
 NORM_EPS = 1e-6
@@ -127,8 +128,7 @@ class Vocos(nn.Module):
     def forward(self, mel_BMF: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
         """Right-padded frames -> `wav_BS`, zero past a row's end. Raises ValueError on what is no log-mel."""
         check_rows(mel_BMF, num_frames_B, self.mel)
-        frame_F = torch.arange(mel_BMF.shape[2], device=mel_BMF.device)
-        valid_BF = (frame_F < num_frames_B.to(mel_BMF.device)[:, None]).float()
+        valid_BF = valid_places(num_frames_B.to(mel_BMF.device), mel_BMF.shape[2]).float()
         wav_BS, _ = self._step(mel_BMF.float(), self._state(len(mel_BMF)), True, valid_BF)
         return wav_BS * valid_BF.repeat_interleave(self.mel.hop, 1)
 
