@@ -7,7 +7,7 @@ import torch
 
 from speechquilt.decoder.flow import FlowDecoder
 from speechquilt.decoder.matching import FlowDraws, draw_flow
-from speechquilt.train.objectives.flow import FlowBatch, flow_loss, flow_objective
+from speechquilt.train.objectives.velocity import FlowBatch, flow_loss, flow_objective
 from tests.unit.tiny_flow import MEL, tiny, tiny_config
 
 
