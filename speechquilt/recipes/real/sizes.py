@@ -73,10 +73,10 @@ PLAIN = LMRecipe(
     pack=PackConfig(rows=4, units_per_row=256, tokens_per_row=256),
     join=JoinConfig(max_tokens=200, session=r"(.+)/\d+\.flac"),  # single sentences are too short to change sides in
     train=TrainConfig(
-        steps=100,
+        steps=150,
         lr=1e-4,
         lr_scale={EMBEDDING_MAP: 0.3, HEAD_MAP: 0.05},
-        warmup_steps=10,
+        warmup_steps=15,
         weight_decay=0.0,
         log_every=5,
         checkpoint_every=50,
