@@ -194,6 +194,19 @@ def real_text() -> None:
     ax.legend(loc="lower right")
 
 
+def real_story() -> None:
+    """The real story: words heard wrong by speaker, from tokens, without the codebook, and by the original Whisper."""
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    rows = tables("real_story")["heard"]
+    readers = {"tokens read back": BLUE, "the same model without its codebook": GREEN, "the original Whisper": GREY}
+    for i, (reader, color) in enumerate(readers.items()):
+        points(ax, [p + 0.14 * (i - 1) for p in range(len(rows))], [r[reader] for r in rows], color, reader)
+    ax.set_xticks(range(len(rows)), [r["speakers"].replace(", ", ",\n") for r in rows])
+    ax.set(ylim=(0, None), ylabel="word error rate, %", title="Speech tokens from Whisper tiny.en, read back")
+    ax.grid(axis="y")
+    fig.legend(loc="outside lower center", ncols=3)
+
+
 def speed() -> None:
     """Ratios against what we compare with, each with its aim."""
     latent = tables("latent_benchmarks")
@@ -231,6 +244,7 @@ FIGURES: list[Callable[[], None]] = [
     patching,
     frame_rates,
     real_text,
+    real_story,
     speed,
 ]
 

@@ -182,6 +182,11 @@ class SupervisedTokenizer(TokenEncoder):
             attention_B=None if text_BL is None else self.decoder.loss(states_BTD, num_tokens_B, text_BL),
         )
 
+    def reading_loss(self, ids_BT: torch.Tensor, num_tokens_B: torch.Tensor, text_BL: torch.Tensor) -> torch.Tensor:
+        """-log p `[B]` of each row's text, read by the attention decoder from tokens alone."""
+        states_BTD = self._upper(self.quantizer.decode(ids_BT), num_tokens_B)
+        return self.decoder.loss(states_BTD, num_tokens_B, text_BL)
+
     def vectors(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Tensor:
         """What reaches the bottleneck: the vectors of all tokens of all rows, `[N, D]` in float32, padding left out."""
         pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)

@@ -9,7 +9,14 @@ from dataclasses import replace
 from speechquilt.evals.measures import Measure
 from speechquilt.evals.results import Schema
 from speechquilt.recipes.real import real_evals, real_texts
-from speechquilt.stages import run_facts, train_lm, train_text_to_token, train_tokenizer, training_documents
+from speechquilt.stages import (
+    run_facts,
+    train_lm,
+    train_reader,
+    train_text_to_token,
+    train_tokenizer,
+    training_documents,
+)
 
 SCALE = Measure(key="run.scale", kind="amount", meaning="share of the whole story's work that was done")
 CORPUS = (
@@ -38,6 +45,7 @@ SCHEMA = Schema(
         SCALE,
         *CORPUS,
         *_of_any_vocabulary(train_tokenizer.MEASURES),
+        *train_reader.MEASURES,
         *_of_any_vocabulary(train_text_to_token.MEASURES),
         *real_texts.MEASURES,
         *INTERLEAVED,

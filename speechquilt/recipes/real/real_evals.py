@@ -79,7 +79,7 @@ class Made:
 
 def evaluate(settings: RealEvalsConfig, made: Made) -> dict[str, Any]:
     """All measures of a story whose other stages are complete."""
-    tokenizer = SupervisedTokenizer.load(made.run_dir / "tokenizer")
+    tokenizer = SupervisedTokenizer.load(made.run_dir / "reader")
     loaded = network.load(made.run_dir / "text_to_token")
     engine = made.engine.build(loaded.model, loaded.tokenizer)
     held_out, unseen = (recordings(made.run_dir / "corpus" / group) for group in (HELD_OUT, UNSEEN_VOICE))

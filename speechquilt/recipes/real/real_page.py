@@ -37,6 +37,7 @@ NAMES = {
     "corpus": "Corpus",
     "tokenizer": "Speech tokenizer",
     "tokens": "Recordings as tokens",
+    "reader": "Reader of pieces",
     "voice": "One voice as tokens",
     "text_to_token": "Text-to-token",
     "texts": "Texts",
@@ -51,7 +52,7 @@ NAMES = {
 def write(settings: Any, story: Story, flat: Mapping[str, Any], base: Path) -> Path:
     """report.html in the run folder. `base`: folder of the text model, whose tokenizer spells the documents."""
     run_dir = story.run_dir
-    tokenizer = SupervisedTokenizer.load(run_dir / "tokenizer")
+    tokenizer = SupervisedTokenizer.load(run_dir / "reader")
     spoken = {group: _first(run_dir / "corpus" / group) for group in (HELD_OUT, UNSEEN_VOICE)}
     shown = {"interleaved": run_dir / "interleaved/shards", "parallel": run_dir / "tokens/shards/parallel"}
     page = StoryPage(

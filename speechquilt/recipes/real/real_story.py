@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from speechquilt.stages.run_facts import run_facts
 from speechquilt.stages.spoken_corpus import HELD_OUT, TRAIN, SpokenCorpusConfig, speak_corpus
 from speechquilt.stages.stage import Story, remembered
 from speechquilt.stages.train_lm import LMRecipe, train_lm
+from speechquilt.stages.train_reader import ReaderRecipe, train_reader
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_on_shards
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
 from speechquilt.stages.whisper_reader import WhisperReader
@@ -77,6 +79,8 @@ class RealConfig:
     """How sentences are joined to train the speech tokenizer."""
     tokenizer: TokenizerRecipe = sizes.TOKENIZER
     """How the speech tokenizer is trained; its start is whisper."""
+    reader: ReaderRecipe = sizes.READER
+    """How what stands above the codebook learns to read pieces of recordings, with the tokens as they are."""
     spoken: int = 3000
     """Most recordings of the corpus that become documents for the language models; an hour is 45,000 tokens."""
     voice: SpeakerVoiceConfig = SpeakerVoiceConfig()
@@ -128,6 +132,7 @@ def carried_out(config: RealConfig) -> RealConfig:
             start=config.whisper,
             language=config.language,
         ),
+        reader=replace(config.reader, train=shrunk_run(config.reader.train, k)),
         spoken=shrunk(config.spoken, k, sizes.LEAST_SENTENCES),
         voice=replace(config.voice, sentences=shrunk(config.voice.sentences, k, sizes.LEAST_SENTENCES)),
         text_to_token=replace(config.text_to_token, train=shrunk_run(config.text_to_token.train, k)),
@@ -154,6 +159,12 @@ def story(config: RealConfig) -> Path:
         [full.base, full.spoken],
         lambda folder: _tokens(full, corpus, tokenizer, folder),
         what="the recordings as speech tokens: documents, pairs, and spoken texts to interleave",
+    )
+    tokenizer = stages.stage(
+        "reader",
+        full.reader,
+        partial(_reader, full, tokenizer, tokens),
+        what="the same tokenizer, whose reader has learned to read pieces of recordings",
     )
     voice = stages.stage(
         "voice",
@@ -261,6 +272,10 @@ def _tokens(full: RealConfig, corpus: Path, tokenizer: Path, folder: Path) -> di
             file.write((json.dumps({**row, "path": where}, ensure_ascii=False) + "\n").encode())
     tokenize_folder(table, folder / SHARDS, tokenizer, text_tokenizer=Path(full.base))
     return _counted("speech", folder / SHARDS / "speech")
+
+
+def _reader(full: RealConfig, tokenizer: Path, tokens: Path, folder: Path) -> dict[str, Any]:
+    return train_reader(full.reader, tokenizer, SpokenParts.open([tokens / SHARDS / "parallel"]), folder)
 
 
 def _voice(full: RealConfig, tokenizer: Path, folder: Path) -> dict[str, Any]:

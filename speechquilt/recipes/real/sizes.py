@@ -14,6 +14,7 @@ from speechquilt.model.latent import LatentLMConfig
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.stages.spoken_corpus import SpokenCorpusConfig
 from speechquilt.stages.train_lm import LMRecipe
+from speechquilt.stages.train_reader import ReaderRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
 from speechquilt.tokenizer.whisper_sizes import preset
 from speechquilt.train.trainer import TrainConfig
@@ -61,6 +62,8 @@ TOKENIZER = TokenizerRecipe(
     start=WHISPER,
     language=None,
 )
+# The tokens stay as they are, so a step costs the reader alone.
+READER = ReaderRecipe(train=replace(_READER, steps=300, lr=5e-5))
 # Of 135 million parameters two cores train about 185 tokens in a second, so rows are short and hold little padding.
 # Every step moves a map in each of its 385 features, so a row of it moves hundreds of times as far as a weight of its own.
 EMBEDDING_MAP, HEAD_MAP = (f"{table}.parametrizations.weight.0" for table in ("embedding", "head"))
