@@ -38,6 +38,7 @@ TINY = [
     "--tokenizer.batch-seconds=12", "--tokenizer.model.codebook-size=16", "--tokenizer.model.pooling=2", "--tokenizer.model.metric-width=8",
     "--tokenizer.first=steps=2,warmup_steps=1,num_threads=1,lr=1e-4,checkpoint_every=1,seed=1",
     "--tokenizer.model.max-frames=400", "--tokenizer.model.context-frames=0",
+    "--reader.train.steps=3", "--reader.train.warmup-steps=1", "--reader.train.num-threads=1", "--reader.train.checkpoint-every=1", "--reader.rows=4",
     "--text-to-token.llama.width=32", "--text-to-token.llama.num-layers=1", "--text-to-token.llama.ffn-width=64",
     "--text-to-token.train.steps=3", "--text-to-token.train.warmup-steps=1", "--text-to-token.train.num-threads=1",
     "--text-to-token.data.rows=2", "--text-ids=300", "--texts.words=400", "--noise-sample=1", "--natural.folder=nowhere",
@@ -48,7 +49,7 @@ for _run in ("plain", "latent"):
     TINY += [f"--{_run}.train.checkpoint-every=1", f"--{_run}.pack.rows=2"]
 REAL = [
     "--scale=0.004", "--texts.words=400", "--tokenizer.batch-seconds=12", "--plain.pack.rows=1", "--latent.pack.rows=1",
-    "--tokenizer.train.num-threads=1", "--text-to-token.train.num-threads=1",
+    "--tokenizer.train.num-threads=1", "--reader.train.num-threads=1", "--text-to-token.train.num-threads=1",
 ]  # fmt: skip
 TINY += ["--latent.model.local-width=16", "--latent.model.local-ffn=32", "--latent.model.local-heads=2"]
 

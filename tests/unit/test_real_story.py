@@ -23,6 +23,7 @@ def amounts(config: RealConfig) -> dict[str, int]:
     trainings = {
         "first": config.tokenizer.first,
         "tokenizer": config.tokenizer.train,
+        "reader": config.reader.train,
         "text_to_token": config.text_to_token.train,
         "plain": config.plain.train,
         "latent": config.latent.train,

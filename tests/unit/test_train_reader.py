@@ -76,7 +76,9 @@ def test_it_learns_to_read_pieces_and_the_tokens_stay(tokenizer: Path, tmp_path:
 
 
 def test_a_stopped_run_ends_like_an_uninterrupted_one(tokenizer: Path, tmp_path: Path) -> None:
-    short = replace(RECIPE, train=replace(RECIPE.train, steps=6, warmup_steps=0, checkpoint_every=3, keep_checkpoints=2))
+    short = replace(
+        RECIPE, train=replace(RECIPE.train, steps=6, warmup_steps=0, checkpoint_every=3, keep_checkpoints=2)
+    )
     train_reader(short, tokenizer, RECORDINGS, tmp_path / "whole")
     train_reader(short, tokenizer, RECORDINGS, tmp_path / "again")
     for late in ("step_00000006",):  # as a kill behind step 3 leaves it
