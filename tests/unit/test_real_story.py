@@ -98,6 +98,28 @@ def test_everything_that_is_missing_is_named_before_any_work(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_natural_voice_that_cannot_speak_is_named_before_any_work(tmp_path: Path) -> None:
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "wordnet/data.noun",
+        "bible/verses",
+        "fortunes",
+        "model.onnx",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    here = str(tmp_path)
+    natural = replace(RealConfig().natural, folder=here)
+    config = RealConfig(
+        run_dir=f"{here}/run", whisper=here, base=here, texts=RealTextsConfig(folder=here), natural=natural
+    )
+    with pytest.raises(FileNotFoundError, match=r"voices\.safetensors"):
+        story(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_there_is_not_complained_about(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("")
     check([Needed("one", tmp_path / "here", "make one")])

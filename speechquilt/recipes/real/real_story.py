@@ -151,6 +151,8 @@ def story(config: RealConfig) -> Path:
     charts.require()  # the report's, before the work and not after it
     full = carried_out(config)
     given.check(_needed(full))
+    if _speaks(full.natural):
+        full.natural.build()  # says now what it lacks
     stages = Story(Path(full.run_dir))
     corpus = _corpus(full, stages)
     tokenizer = _tokenizer(full, stages, corpus)
@@ -363,11 +365,16 @@ def _guests(full: RealConfig, held_out: Sequence[Utterance]) -> dict[str, list[U
     guests, clips, natural = {}, Path(full.clips), full.natural
     if (clips / TABLE).is_file():
         guests["human"] = read_clips(clips)
-    if (Path(natural.folder) / MODEL).is_file():
+    if _speaks(natural):
         voices, kokoro = cycle(natural.voices), natural.build()
         said = tqdm(held_out, desc="kokoro speaks", unit="sentence", mininterval=5.0)
         guests["kokoro"] = [kokoro.speak(u.text, voice) for u, voice in zip(said, voices)]
     return guests
+
+
+def _speaks(natural: KokoroTTSConfig) -> bool:
+    """Whether its folder was fetched."""
+    return (Path(natural.folder) / MODEL).is_file()
 
 
 def _finish(config: RealConfig, stages: Story) -> Path:
