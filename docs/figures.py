@@ -7,6 +7,7 @@ function of its JSON; a claim on a page stands beside the chart of the same name
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,15 +197,15 @@ def real_text() -> None:
 
 def real_story() -> None:
     """The real story: words heard wrong by speaker, from tokens, without the codebook, and by the original Whisper."""
-    fig, ax = plt.subplots(figsize=(7, 3.6))
+    _, ax = plt.subplots(figsize=(7, 3.6))
     rows = tables("real_story")["heard"]
     readers = {"tokens read back": BLUE, "the same model without its codebook": GREEN, "the original Whisper": GREY}
     for i, (reader, color) in enumerate(readers.items()):
         points(ax, [p + 0.14 * (i - 1) for p in range(len(rows))], [r[reader] for r in rows], color, reader)
-    ax.set_xticks(range(len(rows)), [r["speakers"].replace(", ", ",\n") for r in rows])
+    ax.set_xticks(range(len(rows)), [textwrap.fill(r["speakers"], 20) for r in rows])
     ax.set(ylim=(0, None), ylabel="word error rate, %", title="Speech tokens from Whisper tiny.en, read back")
     ax.grid(axis="y")
-    fig.legend(loc="outside lower center", ncols=3)
+    ax.legend(loc="upper left")
 
 
 def speed() -> None:
