@@ -205,7 +205,7 @@ def test_a_miniature_with_real_weights(tmp_path: Path) -> None:
     finally:
         shutil.rmtree(tmp_path / "real", ignore_errors=True)  # gigabytes of checkpoints
     assert found["heard.held_out.whisper.wer"] < 0.6
-    assert found["heard.kokoro.whisper.wer"] < 0.3
+    assert found["heard.kokoro.whisper.wer"] < 0.6
     assert found["tokenizer.streaming_equals_offline"] is True
     for run in ("plain", "latent"):
         assert 3 < found[f"lm.{run}.text.base"] < 6
