@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from speechquilt.config import from_dict, to_dict
+from speechquilt.decoder import checked_weights
 from speechquilt.decoder.flow import FlowConfig, FlowDecoder
 from speechquilt.files import write_json
 from speechquilt.nn.hugging_face import SINGLE, read_json, read_weights
@@ -45,24 +46,7 @@ def config_of(folder: Path) -> FlowConfig:
 
 
 def filled(config: FlowConfig, weights: dict[str, torch.Tensor], where: Path) -> FlowDecoder:
-    """The decoder of this config with these weights, in eval mode; nothing is drawn.
-
-    Raises ValueError, naming tensor and rule, when names or shapes do not fit or a weight is not finite.
-    """
+    """The decoder of this config with these weights, in eval mode; nothing is drawn. Raises as `checked_weights.filled`."""
     with torch.device("meta"):
         model = FlowDecoder(config)
-    expected = model.state_dict()
-    if wrong := sorted(set(weights) ^ set(expected)):
-        raise ValueError(
-            f"{where}: {', '.join(wrong[:5])} missing or unknown; its weights do not fit its config, copy both again"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, its config expects {tuple(expected[name].shape)}; "
-                "copy both again"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{where}: {name} has weights that are not finite; take an earlier checkpoint")
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    return model.eval()
+    return checked_weights.filled(model, weights, where)

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from speechquilt.decoder.checked_weights import filled
 from speechquilt.decoder.mel import MelConfig
 from speechquilt.decoder.vocoder_rows import check_frames, rows_alone
-from speechquilt.decoder.vocoder_weights import filled
 from speechquilt.nn.hub import local_folder
 from speechquilt.nn.hugging_face import read_json, read_weights, weight_files
 

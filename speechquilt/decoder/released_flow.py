@@ -5,13 +5,11 @@ Trap: tensors do not say everything. Heads of the estimator, block size, rates a
 defaults are the release's; only what changes a shape is noticed when it is wrong.
 """
 
-import pickle
 import re
 from pathlib import Path
 
-import torch
-
 from speechquilt.decoder import flow_folder
+from speechquilt.decoder.checked_weights import read_pickle
 from speechquilt.decoder.flow import FlowConfig, FlowDecoder
 
 RELEASED = FlowConfig()
@@ -77,7 +75,11 @@ def read_released(path: Path, config: FlowConfig = RELEASED) -> FlowDecoder:
     Raises FileNotFoundError, or ValueError when the file is damaged, holds more than tensors, or does not fit `config`.
     """
     path = Path(path)
-    return flow_folder.filled(config, {our_name(name): x for name, x in _read(path).items()}, path)
+    return flow_folder.filled(
+        config,
+        {our_name(name): x for name, x in read_pickle(path, "flow.pt of the folder glm-4-voice-decoder").items()},
+        path,
+    )
 
 
 def our_name(theirs: str) -> str:
@@ -89,19 +91,3 @@ def our_name(theirs: str) -> str:
     for pattern, ours in _RULES:
         theirs = pattern.sub(ours, theirs)
     return theirs
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; give flow.pt of the folder glm-4-voice-decoder")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors, which could run code and is not read; download it again"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
-    if not isinstance(weights, dict) or not all(isinstance(x, torch.Tensor) for x in weights.values()):
-        raise ValueError(f"{path} is not a plain table of tensors; give flow.pt of the folder glm-4-voice-decoder")
-    return weights

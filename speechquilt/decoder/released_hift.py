@@ -4,15 +4,13 @@ The checkpoint is a torch pickle of plain tensors. It is read with `weights_only
 Trap: a layer's weight lies there as a direction and a length (weight norm), under either of torch's two pairs of names.
 """
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from speechquilt.decoder import vocoder_folder
+from speechquilt.decoder.checked_weights import filled, read_pickle
 from speechquilt.decoder.hift import Hift, HiftConfig
-from speechquilt.decoder.vocoder_weights import filled
 
 RELEASED = HiftConfig()
 _PAIRS = ((".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"))
@@ -33,7 +31,7 @@ def read_released(path: Path, config: HiftConfig = RELEASED) -> Hift:
     Raises FileNotFoundError, or ValueError when the file is damaged, holds more than tensors, or does not fit `config`.
     """
     path = Path(path)
-    return filled(config.build(), folded(_read(path)), path)
+    return filled(config.build(), folded(read_pickle(path, "hift.pt of the released decoder's folder")), path)
 
 
 def folded(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,20 +44,4 @@ def folded(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
             if layer + length in weights:
                 v, g = weights.pop(name).float(), weights.pop(layer + length).float()
                 weights[f"{layer}.weight"] = v * (g / v.flatten(1).norm(dim=1).view(g.shape))
-    return weights
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; give hift.pt of the released decoder's folder")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors, which could run code and is not read; download it again"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
-    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
-        raise ValueError(f"{path} is not a plain table of tensors; give hift.pt of the released decoder's folder")
     return weights

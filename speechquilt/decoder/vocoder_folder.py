@@ -9,10 +9,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from speechquilt.config import from_dict, nearest, to_dict
+from speechquilt.decoder.checked_weights import filled
 from speechquilt.decoder.hifi_gan import MODEL_TYPE, HifiGan, load_hifi_gan
 from speechquilt.decoder.hift import Hift, HiftConfig
 from speechquilt.decoder.phase import PhaseVocoder, PhaseVocoderConfig
-from speechquilt.decoder.vocoder_weights import filled
 from speechquilt.decoder.vocos import Vocos, VocosConfig
 from speechquilt.files import write_json
 from speechquilt.nn.hugging_face import SINGLE, read_json, read_weights

@@ -5,6 +5,7 @@ HF_HUB_OFFLINE) hold.
 Trap: pickled weights and code are left where they are; a checkpoint without safetensors arrives without weights.
 """
 
+from functools import cache
 from pathlib import Path
 
 HUB = "hub:"
@@ -18,9 +19,14 @@ def local_folder(name: str | Path) -> Path:
     """
     if not str(name).startswith(HUB):
         return Path(name)
+    return _downloaded(str(name))
+
+
+@cache  # one revision in a process, asked for once
+def _downloaded(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = str(name).removeprefix(HUB).partition("@")
+    repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # a name that cannot be one is a ValueError

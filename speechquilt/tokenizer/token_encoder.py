@@ -16,6 +16,7 @@ from torch import nn
 
 from speechquilt.audio import HOP, LogMel, MelMode
 from speechquilt.config import fingerprint
+from speechquilt.nn.batching import valid_places
 from speechquilt.nn.quantize import VectorQuantizerConfig
 from speechquilt.tokenizer import streaming, windows
 from speechquilt.tokenizer.encoder import AudioEncoder, EncoderSizes, KeyValues
@@ -111,8 +112,7 @@ class TokenEncoder(nn.Module):
         """
         pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
         ids_BT = self.quantizer.encode(pooled_BTD)
-        padding_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) >= num_tokens_B[:, None]
-        return ids_BT.masked_fill(padding_BT, 0), num_tokens_B
+        return ids_BT.masked_fill(~valid_places(num_tokens_B, ids_BT.shape[1]), 0), num_tokens_B
 
     def init_state(self) -> StreamState:
         return streaming.StreamState() if self.streams_blocks else windows.WindowState()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from speechquilt.nn.batching import valid_places
+
 ENDLESS = sys.maxsize  # tokens of a clip whose end is not known
 
 
@@ -116,8 +118,7 @@ def checked_audio(wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> torch.Te
         raise ValueError("empty audio: num_samples_B has a row without samples; drop it before tokenizing")
     if int(num_samples_B.max()) > wav_BS.shape[1]:
         raise ValueError(f"num_samples_B asks for {int(num_samples_B.max())} samples, wav_BS holds {wav_BS.shape[1]}")
-    padding_BS = torch.arange(wav_BS.shape[1], device=wav_BS.device) >= num_samples_B[:, None]
-    wav_BS = wav_BS.masked_fill(padding_BS, 0.0)
+    wav_BS = wav_BS.masked_fill(~valid_places(num_samples_B, wav_BS.shape[1]), 0.0)
     if not torch.isfinite(wav_BS).all():
         raise ValueError("audio has NaN or infinite samples; repair or drop the recording")
     return wav_BS
