@@ -101,8 +101,8 @@ def resample(wav: Waveform, sample_rate: int) -> Waveform:
 
 def mel_filters(num_mels: int) -> np.ndarray:
     """Triangles [num_mels, WINDOW // 2 + 1] on Slaney's mel scale (linear below 1 kHz), each of unit area in Hz."""
-    top = _hz_to_mel(np.array(SAMPLE_RATE / 2))
-    edges_hz = _mel_to_hz(np.linspace(0.0, top, num_mels + 2))
+    top = hz_to_mel(np.array(SAMPLE_RATE / 2))
+    edges_hz = mel_to_hz(np.linspace(0.0, top, num_mels + 2))
     bins_hz = np.linspace(0.0, SAMPLE_RATE / 2, WINDOW // 2 + 1)
     low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     rising, falling = (bins_hz - low) / (centre - low), (high - bins_hz) / (high - centre)
@@ -177,12 +177,12 @@ class LogMel(nn.Module):
         return (log_BMF + 4.0) / 4.0
 
 
-def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+def hz_to_mel(hz: np.ndarray) -> np.ndarray:
     """Slaney: 3 mel per 200 Hz up to 1 kHz (15 mel), then 27 mel per factor 6.4."""
     return np.where(hz < 1000.0, 3.0 * hz / 200.0, 15.0 + 27.0 * np.log(np.maximum(hz, 1000.0) / 1000.0) / np.log(6.4))
 
 
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+def mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
 
 

@@ -21,6 +21,7 @@ from speechquilt.data.feed.utterances import UtteranceLoader
 from speechquilt.data.sources.speech_corpora import Mix, SpeechCorpus
 from speechquilt.evals.measures import Measure, Promise, at_least, at_most, is_true
 from speechquilt.evals.wer import cer, wer
+from speechquilt.protocols import Objective
 from speechquilt.stages.encode import encode_all
 from speechquilt.stages.first_codebook import first_codebook
 from speechquilt.stages.held_out import note, stops
@@ -32,6 +33,7 @@ from speechquilt.train.codebook_watch import CodebookWatch
 from speechquilt.train.objectives.asr import asr_objective
 from speechquilt.train.spec_augment import SpecAugmentConfig
 from speechquilt.train.trainer import TrainConfig, Trainer
+from speechquilt.train.voice_augment import VoiceAugmentConfig
 from speechquilt.types import Utterance
 
 HELD_OUT_BATCH_S = 60.0  # audio that is transcribed at once, padding included
@@ -96,6 +98,11 @@ class TokenizerRecipe:
     """The first so many epochs go from short to long recordings, on which CTC finds its alignments sooner."""
     augment: SpecAugmentConfig | None = None
     """SpecAugment: hide bands of time and frequency in training; None, as in the paper, hides nothing."""
+    voices: VoiceAugmentConfig | None = None
+    """Change the voice of each training recording: another vocal tract, another microphone, noise. None: as recorded."""
+    latest_s: float = 0.0
+    """Each batch begins up to so many seconds into its window, at random, as far as it fits. 0: always at the window's
+    start, so that reader and codes learn at which time of a recording something is said."""
     threads: int = 0
     """Threads that decode audio ahead of the training step; 0 decodes in between. The batches are the same."""
     evaluate_every: int = 0
@@ -117,7 +124,7 @@ class TokenizerRecipe:
     "twice" as in the paper, which undoes what Whisper has learnt."""
 
     def __post_init__(self) -> None:
-        for key in ("threads", "evaluate_every", "evaluate_recordings"):
+        for key in ("threads", "evaluate_every", "evaluate_recordings", "latest_s"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 0")
         for key in ("vectors_per_code", "kmeans_passes"):
@@ -148,7 +155,7 @@ def train_tokenizer(
     loader = new_loader(recipe, model, train)
     if loader.rejects and distributed.rank() == 0:
         print(f"  {len(loader.rejects)} recordings left out: {loader.reject_summary()}")
-    objective = partial(asr_objective, augment=recipe.augment.build() if recipe.augment else None)
+    objective = objective_of(recipe)
     settings = replace(recipe.train, lr_scale=lower_rates(model, recipe.lower_lr) | recipe.train.lr_scale)
     sample = evenly(held_out, recipe.evaluate_recordings or len(held_out))
     trainer = Trainer(settings, model, objective, loader, folder, name="tokenizer", watch=CodebookWatch())
@@ -184,7 +191,7 @@ def run_without_codebook(
     model.quantizer.close()
     loader = new_loader(replace(recipe, train=settings), model, train)
     try:
-        Trainer(settings, model, asr_objective, loader, folder, name="no codebook yet").train()
+        Trainer(settings, model, objective_of(recipe), loader, folder, name="no codebook yet").train()
         if distributed.world_size() > 1:  # its own copy may be a shard of the model
             model = new_model(recipe, model.text_tokenizer).to(model.device)
             checkpoint.load_model(folder, model)
@@ -196,6 +203,12 @@ def run_without_codebook(
         loader.close()
     model.quantizer.open(codebook.codes_KD, codebook.metric_DE)
     return model
+
+
+def objective_of(recipe: TokenizerRecipe) -> Objective:
+    """Recognition, with what the recipe changes about its recordings: voices first, so that what is hidden stays hidden."""
+    augments = [config.build() for config in (recipe.voices, recipe.augment) if config is not None]
+    return partial(asr_objective, augments=augments, latest_s=recipe.latest_s)
 
 
 def lower_rates(model: SupervisedTokenizer, share: float) -> dict[str, float]:

@@ -161,16 +161,18 @@ class AudioEncoder(nn.Module):
         return F.gelu(self.conv2(F.pad(x, pad))).transpose(1, 2)
 
     def lower(
-        self, x_BFD: torch.Tensor, num_frames_B: torch.Tensor, past: list[KeyValues] | None = None
+        self, x_BFD: torch.Tensor, num_frames_B: torch.Tensor, past: list[KeyValues] | None = None, later: int = 0
     ) -> tuple[torch.Tensor, list[KeyValues]]:
         """Stem output of one window -> pooled vectors `[B, ceil(F / pooling), D]` and each layer's keys and values.
 
         `num_frames_B` counts valid frames of the window including the past. With `past`, `x_BFD` continues the window
-        at a block start; the result is what one pass over the whole window gives for these frames.
+        at a block start; the result is what one pass over the whole window gives for these frames. `later`: tokens of the
+        window by which the positions run ahead, as if silence that nobody hears came first.
         """
         start = past[0][0].shape[2] if past else 0
         stop = start + x_BFD.shape[1]
-        position_FD = self.embed_positions.weight[start:stop]
+        ahead = later * self.config.pooling
+        position_FD = self.embed_positions.weight[start + ahead : stop + ahead]
         x_BFD = x_BFD + position_FD
         mask = self._mask(start, stop, num_frames_B, self.config.block_frames)
         new_past = []
@@ -180,13 +182,13 @@ class AudioEncoder(nn.Module):
         pooled_BTD = self._pool(x_BFD)
         if self.config.positions_out:  # the residual stream still holds them
             whole = stop + -stop % self.config.pooling  # a last token of fewer frames gets a whole one's positions back
-            pooled_BTD = pooled_BTD - self._pool(self.embed_positions.weight[None, start:whole])
+            pooled_BTD = pooled_BTD - self._pool(self.embed_positions.weight[None, start + ahead : whole + ahead])
         return pooled_BTD, new_past
 
-    def upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
-        """Quantised vectors of one window -> final encoder states `[B, T, D]`."""
+    def upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor, later: int = 0) -> torch.Tensor:
+        """Quantised vectors of one window -> final encoder states `[B, T, D]`; `later` as for `lower`."""
         num_tokens = q_BTD.shape[1]
-        x_BTD = q_BTD + self.embed_positions2.weight[:num_tokens]
+        x_BTD = q_BTD + self.embed_positions2.weight[later : later + num_tokens]
         mask = self._mask(0, num_tokens, num_tokens_B, self.config.block_frames // self.config.pooling)
         for layer in self.layers[self.config.layers_below :]:
             x_BTD, _ = layer(x_BTD, mask)

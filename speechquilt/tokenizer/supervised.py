@@ -163,16 +163,17 @@ class SupervisedTokenizer(TokenEncoder):
         )
 
     def forward(
-        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, text_BL: torch.Tensor | None = None
+        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, text_BL: torch.Tensor | None = None, later: int = 0
     ) -> Encoded:
         """Audio -> final encoder states through the bottleneck, and the ASR losses of `text_BL` (padded with IGNORE).
 
-        In training mode this updates the codebook, once.
+        `later`: tokens of the window that come before the audio, which must then fit into one window with them. In
+        training mode this updates the codebook, once.
         """
-        pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B)
+        pooled_BTD, num_tokens_B = self._pooled(wav_BS, num_samples_B, later)
         valid_BT = valid_places(num_tokens_B, pooled_BTD.shape[1])
         quantized = self.quantizer(pooled_BTD, valid_BT)
-        states_BTD = self._upper(quantized.values_BTD, num_tokens_B)
+        states_BTD = self._upper(quantized.values_BTD, num_tokens_B, later)
         return Encoded(
             states_BTD=states_BTD,
             ids_BT=quantized.ids_BT,
@@ -246,11 +247,11 @@ class SupervisedTokenizer(TokenEncoder):
         weights[_POOL] = torch.zeros(rows, saved.width)
         return filled(lambda: SupervisedTokenizer(saved, text_tokenizer), weights, folder / SINGLE)
 
-    def _upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor) -> torch.Tensor:
+    def _upper(self, q_BTD: torch.Tensor, num_tokens_B: torch.Tensor, later: int = 0) -> torch.Tensor:
         parts = []
         for window in self.rule.windows(q_BTD.shape[1]):
             valid_B = (num_tokens_B - window.start).clamp(min=0)
-            states_BTD = self.encoder.upper(q_BTD[:, window.start : window.stop], valid_B)
+            states_BTD = self.encoder.upper(q_BTD[:, window.start : window.stop], valid_B, later)
             parts.append(states_BTD[:, window.first - window.start :])
         return torch.cat(parts, 1)
 

@@ -134,30 +134,38 @@ class TokenEncoder(nn.Module):
         refuse_to_read()
 
     def frames(
-        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, skip: int = 0, past: list[KeyValues] | None = None
+        self,
+        wav_BS: torch.Tensor,
+        num_samples_B: torch.Tensor,
+        skip: int = 0,
+        past: list[KeyValues] | None = None,
+        later: int = 0,
     ) -> tuple[torch.Tensor, list[KeyValues]]:
         """Samples of one window (padded to whole tokens, after `skip` frames of context) -> `encoder.lower`'s result.
 
-        `num_samples_B` counts the window's valid samples, the past included and the context not.
+        `num_samples_B` counts the window's valid samples, the past included and the context not; `later` is `encoder.lower`'s.
         """
         x_BFD = self.encoder.stem(self._mel(wav_BS, num_samples_B))[:, skip:]
         unit = self.token_samples if self.config.features == "stream" else FRAME_SAMPLES
         num_frames_B = -(-num_samples_B // unit) * (unit // FRAME_SAMPLES)
-        return self.encoder.lower(x_BFD, num_frames_B, past)
+        return self.encoder.lower(x_BFD, num_frames_B, past, later)
 
     @property
     def device(self) -> torch.device:
         return self.quantizer.codebook_KD.device
 
-    def _pooled(self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Audio -> vectors before the quantiser, window by window, and the number of valid ones."""
+    def _pooled(
+        self, wav_BS: torch.Tensor, num_samples_B: torch.Tensor, later: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Audio -> vectors before the quantiser, window by window, and the number of valid ones. `later`: see
+        `AudioEncoder.lower`; only for audio of one window."""
         wav_BS = checked_audio(wav_BS, num_samples_B)
         wav_BS = windows.to_whole_tokens(wav_BS[:, : int(num_samples_B.max())], self.token_samples)
         parts = []
         for window in self.rule.windows(wav_BS.shape[1] // self.token_samples):
             start = window.start * self.token_samples
             window_BS = wav_BS[:, start : window.stop * self.token_samples]
-            pooled_BTD, _ = self.frames(window_BS, (num_samples_B - start).clamp(0, window_BS.shape[1]))
+            pooled_BTD, _ = self.frames(window_BS, (num_samples_B - start).clamp(0, window_BS.shape[1]), later=later)
             parts.append(pooled_BTD[:, window.first - window.start :])
         return torch.cat(parts, 1), -(-num_samples_B // self.token_samples)
 

@@ -7,12 +7,11 @@ resumed run draws what the killed one would have. Two ranks therefore draw other
 Axis letters: B rows, M mel bins, F frames (10 ms), N masks.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+
+from speechquilt.train.feature_augment import FeatureAugment
 
 HIDDEN = 0.0  # the middle of Whisper's scaled log-mel; transformers hides with the same
 
@@ -46,7 +45,7 @@ class SpecAugmentConfig:
         return SpecAugment(self)
 
 
-class SpecAugment:
+class SpecAugment(FeatureAugment):
     """`mel_BMF` -> the same with masks; draws on the CPU, so that every device hides the same."""
 
     def __init__(self, config: SpecAugmentConfig) -> None:
@@ -60,15 +59,6 @@ class SpecAugment:
         hidden_BF = _bands(rows, c.time_masks, longest, frames).to(mel_BMF.device)
         hidden_BM = _bands(rows, c.mel_masks, min(c.mel_bins, bins), bins).to(mel_BMF.device)
         return mel_BMF.masked_fill(hidden_BF[:, None, :] | hidden_BM[:, :, None], HIDDEN)
-
-    @contextmanager
-    def behind(self, features: nn.Module) -> Iterator[None]:
-        """Inside, what `features` returns is masked."""
-        handle = features.register_forward_hook(lambda module, arguments, mel_BMF: self(mel_BMF))
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 def _bands(rows: int, masks: int, widest: int, length: int) -> torch.Tensor:

@@ -87,9 +87,9 @@ def test_only_training_hears_masks_and_the_model_is_left_as_it_was() -> None:
     augment = SpecAugmentConfig(time_frames=40, mel_bins=8).build()
     model = SupervisedTokenizerConfig(**CONFIG, vq_warmup_updates=1000).build().eval()
     plain = asr_objective(model, batch)[0].item()
-    assert asr_objective(model, batch, augment)[0].item() == plain
+    assert asr_objective(model, batch, [augment])[0].item() == plain
     model.train()
-    masked = asr_objective(model, batch, augment)[0].item()
+    masked = asr_objective(model, batch, [augment])[0].item()
     assert masked != plain
     assert asr_objective(model, batch)[0].item() == pytest.approx(plain, rel=1e-5)  # no hook stays behind
 
@@ -99,7 +99,7 @@ def test_a_run_with_masks_resumes_exactly(tmp_path: Path) -> None:
         config = TrainConfig(steps=6, lr=1e-3, log_every=1, checkpoint_every=100, num_threads=1, device="cpu")
         model = SupervisedTokenizerConfig(**CONFIG | {"text_vocab_size": TEXT.size}, vq_warmup_updates=2).build()
         loader = UtteranceLoader(CountingCorpus(9), TEXT, batch_seconds=3, threads=1)
-        objective = partial(asr_objective, augment=SpecAugmentConfig().build())
+        objective = partial(asr_objective, augments=[SpecAugmentConfig().build()])
         return Trainer(config, model, objective, loader, run_dir)
 
     whole = trainer(tmp_path / "whole")

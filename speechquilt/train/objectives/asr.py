@@ -5,7 +5,8 @@ Trap: commitment is a mean over tokens, and a sum over tokens divided by ids is 
 ids that its time has on average (`text_ids_per_s`), a constant: a batch of slow speech has a little more commitment.
 """
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -14,15 +15,15 @@ from speechquilt.nn.quantize import perplexity
 from speechquilt.tokenizer.emitters import CharacterCTC
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train import distributed
-from speechquilt.train.spec_augment import SpecAugment
+from speechquilt.train.feature_augment import FeatureAugment
 from speechquilt.types import IGNORE, AudioBatch
 
 
 def asr_objective(
-    model: SupervisedTokenizer, batch: AudioBatch, augment: SpecAugment | None = None
+    model: SupervisedTokenizer, batch: AudioBatch, augments: Sequence[FeatureAugment] = (), latest_s: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """-> (summed loss, number of text ids, sums of named scalars). `augment` hides parts of the features in training
-    mode.
+    """-> (summed loss, number of text ids, sums of named scalars). In training mode `augments` change the
+    features, one after the other, and the batch begins up to `latest_s` into the window, drawn from torch's CPU generator.
 
     Scalars, before their weights: `ctc` (where there is such a head) and `attention` per text id, `commitment` per token.
     Per batch: `codes`, distinct codes in
@@ -31,8 +32,11 @@ def asr_objective(
     codes that were replaced, counted once however many ranks there are.
     """
     config = model.config
-    with augment.behind(model.log_mel) if augment is not None and model.training else nullcontext():
-        encoded = model(batch.wav_BS, batch.num_samples_B, batch.text_BL)
+    later = drawn_place(model, batch.wav_BS.shape[1], latest_s) if model.training else 0
+    with ExitStack() as changed:
+        for augment in augments if model.training else ():
+            changed.enter_context(augment.behind(model.log_mel))
+        encoded = model(batch.wav_BS, batch.num_samples_B, batch.text_BL, later)
     attention, commitment = encoded.attention_B.sum(), encoded.commitment_BT.sum()
     ids_per_token = config.text_ids_per_s / model.frame_rate
     loss = (1 - config.ctc_weight) * attention + config.commitment_weight * ids_per_token * commitment
@@ -47,6 +51,14 @@ def asr_objective(
     restarts = model.quantizer.restarted if distributed.rank() == 0 else 0
     per_batch |= {f"{name}_weight": one for name in per_batch}
     return loss, (batch.text_BL != IGNORE).sum(), scalars | per_batch | {"total_restarts": one * restarts}
+
+
+def drawn_place(model: SupervisedTokenizer, num_samples: int, latest_s: float) -> int:
+    """Tokens of a window that come before the batch: each number as likely up to `latest_s`, and as far as the window
+    holds both."""
+    room = model.rule.core - -(-num_samples // model.token_samples)
+    latest = max(0, min(room, round(latest_s * model.frame_rate)))
+    return int(torch.randint(latest + 1, ())) if latest else 0  # on the CPU
 
 
 def codebook_use(
