@@ -11,6 +11,7 @@ Axis letters: B rows, T tokens, F mel frames, M mel bands, E speaker vector.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from speechquilt.decoder import mel_stream
 from speechquilt.decoder.matching import FlowDraws, frame_noise, on_path, warped
 from speechquilt.decoder.mel import MelConfig
+from speechquilt.decoder.mel_guess import MelGuess, MelGuessConfig, linear_velocity, phases
 from speechquilt.decoder.mel_stream import StreamConfig, StreamState, Window
 from speechquilt.decoder.mel_time import MelTime
 from speechquilt.decoder.token_states import LengthRegulator, TokenStates, TokenStatesConfig
@@ -46,6 +48,9 @@ class FlowConfig:
     training is steadier when both are alike."""
     encoder: TokenStatesConfig = TokenStatesConfig()
     """The token encoder."""
+    guess: MelGuessConfig | None = None
+    """A first guess of the mel that the flow goes on from; decoders that learn in minutes need it. None, as in the release: the
+    flow gets the tokens as a condition and finds all of the mel."""
     unet: UNetConfig = UNetConfig()
     """The flow's estimator."""
     speaker_width: int = 192
@@ -96,6 +101,14 @@ class FlowConfig:
         return FlowDecoder(self)
 
 
+class FlowErrors(NamedTuple):
+    """What training lowers: squared errors of each frame, the mean over bands, `[B, F]`, 0 in the padding. `guess_BF` None:
+    there is no guess."""
+
+    velocity_BF: torch.Tensor
+    guess_BF: torch.Tensor | None
+
+
 class FlowDecoder(nn.Module):
     """See the module. Dropout is for training: `eval()` before anything is generated."""
 
@@ -103,8 +116,10 @@ class FlowDecoder(nn.Module):
         super().__init__()
         self.config, self.time = config, config.time
         num_mels = config.mel.num_mels
-        self.tokens = TokenStates(config.encoder, config.codebook_size, num_mels)
-        self.regulator = LengthRegulator(num_mels)
+        self.tokens = TokenStates(
+            config.encoder, config.codebook_size, config.guess.width if config.guess else num_mels
+        )
+        self.regulator = MelGuess(config.guess, num_mels) if config.guess else LengthRegulator(num_mels)
         self.speaker = nn.Linear(config.speaker_width, num_mels)
         self.unet = UNet(config.unet, channels_in=4 * num_mels, channels_out=num_mels)
 
@@ -117,9 +132,8 @@ class FlowDecoder(nn.Module):
         first_B: torch.Tensor,
         speaker_BE: torch.Tensor | None,
         draws: FlowDraws,
-    ) -> torch.Tensor:
-        """Squared error of the velocity, the mean over bands -> `[B, F]`, 0 in the padding. `first_B`: place of each
-        row's first token in its utterance, the start of a block of the encoder."""
+    ) -> FlowErrors:
+        """`first_B`: place of each row's first token in its utterance, the start of a block of the encoder."""
         num_frames = mel_BMF.shape[2]
         valid_B1F = valid_places(num_frames_B, num_frames)[:, None].float()
         target_BMF = (mel_BMF - self.config.mel_mean) / self.config.mel_std
@@ -131,11 +145,13 @@ class FlowDecoder(nn.Module):
             valid_B1F,
             speaker_BE,
         )
-        conditions_BCF = conditions_BCF * draws.keep_B[:, None, None]
         time_B = warped(draws.time_B)
         point_BMF, velocity_BMF = on_path(draws.noise_BMF, target_BMF, time_B)
-        found_BMF = self.unet(torch.cat([point_BMF, conditions_BCF], 1), time_B, valid_B1F)
-        return (found_BMF - velocity_BMF).square().mean(1) * valid_B1F[:, 0]
+        found_BMF = self._velocity(point_BMF, conditions_BCF * draws.keep_B[:, None, None], time_B, valid_B1F)
+        guess_BF = None
+        if self.config.guess:
+            guess_BF = (conditions_BCF[:, : mel_BMF.shape[1]] - target_BMF).square().mean(1) * valid_B1F[:, 0]
+        return FlowErrors((found_BMF - velocity_BMF).square().mean(1) * valid_B1F[:, 0], guess_BF)
 
     def init_state(self, seed: int = 0, speaker_E: torch.Tensor | None = None) -> StreamState:
         """A new utterance. Raises ValueError for a seed below 0 or a speaker of another width."""
@@ -260,7 +276,12 @@ class FlowDecoder(nn.Module):
         # A frame that begins before the window's first token is heard with that token.
         token_BF = (self.time.token_of(frame_BF) - first_B[:, None]).clamp(min=0)
         token_BF = token_BF.minimum(num_tokens_B[:, None] - 1)
-        states_BMF = self.regulator(self.tokens(ids_BT, num_tokens_B), token_BF, valid_B1F)
+        states_BTD = self.tokens(ids_BT, num_tokens_B)
+        if self.config.guess:
+            phase_BF = phases(self.time, frame_BF, self.config.guess.phases)
+            states_BMF = self.regulator(states_BTD, token_BF, phase_BF, valid_B1F)
+        else:
+            states_BMF = self.regulator(states_BTD, token_BF, valid_B1F)
         if speaker_BE is None:
             speaker_BE = states_BMF.new_zeros(len(ids_BT), self.config.speaker_width)
         speaker_BM = self.speaker(nn.functional.normalize(speaker_BE, dim=1))
@@ -278,10 +299,25 @@ class FlowDecoder(nn.Module):
         times = warped(torch.linspace(0, 1, self.config.euler_steps + 1, device=noise_BMF.device))
         for now, then in itertools.pairwise(times):
             both_BMF = torch.cat([point_BMF, point_BMF]) if guidance else point_BMF
-            x_BCF = torch.cat([both_BMF, conditions_BCF], 1)
-            velocity_BMF = self.unet(x_BCF, now.expand(len(x_BCF)), valid_B1F)
+            velocity_BMF = self._velocity(both_BMF, conditions_BCF, now.expand(len(both_BMF)), valid_B1F)
             if guidance:
                 with_BMF, without_BMF = velocity_BMF.chunk(2)
                 velocity_BMF = (1 + guidance) * with_BMF - guidance * without_BMF
             point_BMF = point_BMF + (then - now) * velocity_BMF
         return point_BMF
+
+    def _velocity(
+        self,
+        point_BMF: torch.Tensor,
+        conditions_BCF: torch.Tensor,
+        time_B: torch.Tensor,
+        valid_B1F: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The estimator's, or with a guess that of the guess and of what the estimator says is missing."""
+        if not self.config.guess:
+            return self.unet(torch.cat([point_BMF, conditions_BCF], 1), time_B, valid_B1F)
+        guess_BMF, time_B11 = conditions_BCF[:, : point_BMF.shape[1]], time_B[:, None, None]
+        of_point, of_input, of_output = linear_velocity(time_B11, self.config.guess.missing_std)
+        missing_BMF = point_BMF - time_B11 * guess_BMF
+        found_BMF = self.unet(torch.cat([of_input * missing_BMF, conditions_BCF], 1), time_B, valid_B1F)
+        return guess_BMF + of_point * missing_BMF + of_output * found_BMF

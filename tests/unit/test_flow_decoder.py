@@ -171,7 +171,7 @@ def test_the_training_error_is_that_of_the_velocity_over_valid_frames() -> None:
     num_tokens_B, num_frames_B = torch.tensor([6, 4]), torch.tensor([40, 25])
     mel_BMF = torch.randn(2, NUM_MELS, 40)
     draws = FlowDraws(torch.tensor([0.3, 0.8]), torch.randn(2, NUM_MELS, 40), torch.tensor([11, 0]), torch.tensor([True, True]))  # fmt: skip
-    error_BF = model(ids_BT, num_tokens_B, mel_BMF, num_frames_B, torch.tensor([0, 0]), None, draws).detach()
+    error_BF = model(ids_BT, num_tokens_B, mel_BMF, num_frames_B, torch.tensor([0, 0]), None, draws).velocity_BF.detach()
     assert error_BF[1, 25:].abs().max() == 0
     # the second row by hand, alone
     mel_1MF, noise_1MF = mel_BMF[1:, :, :25], draws.noise_BMF[1:, :, :25]
@@ -198,10 +198,10 @@ def test_a_row_whose_conditions_are_dropped_hears_none() -> None:
         with torch.no_grad():
             speaker_BE = torch.full((1, 5), speaker)
             speaker_BE[0, 0] = 1.0
-            error_BF = model(
+            errors = model(
                 some_ids(5, seed=ids_seed)[None], num_B, mel_BMF, frames_B, torch.tensor([0]), speaker_BE, draws
             )
-        return error_BF.sum().item()
+        return errors.velocity_BF.sum().item()
 
     assert error(False, 0, 0, 0.0) == error(False, 1, 20, 3.0)
     kept = {error(True, *given) for given in ((0, 0, 0.0), (1, 0, 0.0), (0, 20, 0.0), (0, 0, 3.0))}

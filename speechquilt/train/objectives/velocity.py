@@ -72,8 +72,8 @@ class FlowBatch:
 def flow_objective(model: FlowDecoder, batch: FlowBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """-> (summed loss, number of mel frames, sums of named scalars). A frame's loss is the mean over its bands.
 
-    Scalars: `conditioned` and `unconditioned`, the loss of the frames with and without conditions. While the two are
-    alike, the model does not use what it is told.
+    Scalars: `conditioned` and `unconditioned`, the velocity's loss of the frames with and without conditions (while the two
+    are alike, the model does not use what it is told); `guess`, the loss of the first guess where there is one.
     """
     config = model.config
     draws = draw_flow(
@@ -90,7 +90,7 @@ def flow_loss(
     model: FlowDecoder, batch: FlowBatch, draws: FlowDraws
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """`flow_objective` with given draws."""
-    error_BF = model(
+    errors = model(
         batch.ids_BT,
         batch.num_tokens_B,
         batch.mel_BMF,
@@ -99,14 +99,19 @@ def flow_loss(
         batch.speaker_BE,
         draws,
     )
-    error_B, kept_B = error_BF.detach().sum(1), draws.keep_B
+    error_B, kept_B = errors.velocity_BF.detach().sum(1), draws.keep_B
     scalars = {
         "conditioned": (error_B * kept_B).sum(),
         "conditioned_weight": (batch.num_frames_B * kept_B).sum(),
         "unconditioned": (error_B * ~kept_B).sum(),
         "unconditioned_weight": (batch.num_frames_B * ~kept_B).sum(),
     }
-    return error_BF.sum(), batch.num_frames_B.sum(), scalars
+    loss = errors.velocity_BF.sum()
+    if model.config.guess and errors.guess_BF is not None:
+        guess = errors.guess_BF.sum()
+        scalars["guess"] = guess.detach()
+        loss = loss + model.config.guess.weight * guess
+    return loss, batch.num_frames_B.sum(), scalars
 
 
 def _first(batch: FlowBatch) -> torch.Tensor:
