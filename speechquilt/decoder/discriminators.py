@@ -13,6 +13,7 @@ Axis letters: B rows, S samples, C channels, F frames, H frequencies, P the peri
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class PeriodDiscriminator(nn.Module):
         self.stack = ConvStack(
             [
                 NormedConv(a, b, (PERIOD_KERNEL, 1), (PERIOD_STRIDE if i < last else 1, 1))
-                for i, (a, b) in enumerate(zip(widths, widths[1:]))
+                for i, (a, b) in enumerate(pairwise(widths))
             ],
             NormedConv(widths[-1], 1, (3, 1), (1, 1)),
         )
@@ -145,19 +146,19 @@ class ConvStack(nn.Module):
         return Judgement(score_B1FH.flatten(1), (*features, score_B1FH))
 
 
-class NormedConv(nn.Conv2d):
+class NormedConv(nn.Module):
     """A convolution that keeps its size, strides apart, whose filters learn length and direction apart (Salimans and Kingma,
     2016). The lengths are one number per filter, so weight decay leaves them alone."""
 
     def __init__(self, width_in: int, width_out: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        super().__init__(width_in, width_out, kernel, stride, padding)
-        self.length = nn.Parameter(self.weight.detach().flatten(1).norm(dim=1))
+        super().__init__()
+        self.conv = nn.Conv2d(width_in, width_out, kernel, stride, (kernel[0] // 2, kernel[1] // 2))
+        self.length = nn.Parameter(self.conv.weight.detach().flatten(1).norm(dim=1))
 
     def forward(self, x_BCFH: torch.Tensor, frozen: bool) -> torch.Tensor:
-        scale_C = self.length / self.weight.flatten(1).norm(dim=1)
-        weight, bias = self.weight * scale_C[:, None, None, None], self.bias
+        scale_C = self.length / self.conv.weight.flatten(1).norm(dim=1)
+        weight, bias = self.conv.weight * scale_C[:, None, None, None], self.conv.bias
         assert bias is not None
         if frozen:
             weight, bias = weight.detach(), bias.detach()
-        return self._conv_forward(x_BCFH, weight, bias)
+        return F.conv2d(x_BCFH, weight, bias, self.conv.stride, self.conv.padding)
