@@ -78,10 +78,6 @@ class Discriminators(nn.Module):
         """`frozen`: the same judgements, with a gradient to the sound and none to any weight here."""
         return [judge(wav_BS, frozen) for judge in (*self.by_period, *self.by_window)]
 
-    def stacks(self) -> list[nn.Module]:
-        """The convolutions, where the time goes: what is worth compiling."""
-        return [judge.stack for judge in (*self.by_period, *self.by_window)]
-
 
 class PeriodDiscriminator(nn.Module):
     """Samples in columns, every `period`-th in the same one."""

@@ -99,6 +99,7 @@ VOCODER = VocoderRecipe(
         beta1=0.8,
         beta2=0.99,
         weight_decay=0.01,
+        clip=20.0,
         log_every=20,
         checkpoint_every=200,
         num_threads=2,

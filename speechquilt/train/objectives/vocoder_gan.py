@@ -39,7 +39,7 @@ class GanConfig:
     sharper sound, less like the mel."""
     window_weight: float = 0.1
     """Of the discriminators by window beside 1 for those by period."""
-    discriminator_weight: float = 0.1
+    discriminator_weight: float = 1.0
     """Of the discriminators' own loss. It changes nothing but whose gradient decides when the common one is clipped."""
 
     def __post_init__(self) -> None:
@@ -78,9 +78,9 @@ class VocoderGAN(nn.Module):
         self.discriminators = None if gan is None else gan.discriminators.build()
 
     def blocks(self) -> list[nn.Module]:
-        """What is compiled, part by part."""
-        judges = [] if self.discriminators is None else self.discriminators.stacks()
-        return [*self.generator.convnext, *judges]
+        """What is compiled, part by part. Discriminators are not: each of them, frozen and not, would be a compilation of
+        its own, more than torch keeps, and their time goes into convolutions that it leaves as they are."""
+        return list(self.generator.convnext)
 
     def forward(self, wav_BS: torch.Tensor) -> torch.Tensor:
         """Recorded sound -> `[B, S]` made of its mel, S being whole frames."""
