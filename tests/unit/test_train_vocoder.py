@@ -13,16 +13,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechquilt.cli import main
+from speechquilt.commands.grammar import parse
 from speechquilt.commands.train_vocoder import TrainVocoder
+from speechquilt.config import to_dict
 from speechquilt.data.sources.speech_corpora import FolderCorpus
 from speechquilt.decoder import vocoder_folder
 from speechquilt.decoder.vocos import Vocos, VocosConfig
 from speechquilt.evals.results import Schema
+from speechquilt.files import write_json
 from speechquilt.protocols import Vocoder
 from speechquilt.stages import cost
 from speechquilt.stages.train_vocoder import MEASURES, held_out_numbers, measure_vocoder, train_vocoder
 from speechquilt.train.metrics import read_metrics
-from speechquilt.train.objectives.vocoder_gan import vocoder_objective
+from speechquilt.train.objectives.vocoder_gan import GanConfig, vocoder_objective
 from speechquilt.types import WaveBatch
 from tests.e2e.test_resume import assert_same_run
 from tests.unit.tiny_vocoder import JUDGES, MEL, RECIPE, write_tones
@@ -105,6 +108,13 @@ def test_the_command_trains_and_says_what_is_wrong(tmp_path: Path, capsys: pytes
     assert "give --speech FOLDER" in capsys.readouterr().err
     with pytest.raises(ValueError, match="did you mean 22khz"):
         TrainVocoder.starting_from("22kh")
+
+
+def test_discriminators_are_left_out_or_chosen_on_the_line(tmp_path: Path) -> None:
+    assert parse(TrainVocoder, ["--preset", "22khz", "--gan", "none"]).recipe.gan is None
+    assert parse(TrainVocoder, ["--preset", "22khz"]).recipe.gan == GanConfig()
+    write_json(tmp_path / "gan.json", to_dict(RECIPE.gan))
+    assert parse(TrainVocoder, ["--gan", str(tmp_path / "gan.json")]).recipe.gan == RECIPE.gan
 
 
 def test_a_recipe_that_cannot_work_is_refused(corpus: FolderCorpus, tmp_path: Path) -> None:

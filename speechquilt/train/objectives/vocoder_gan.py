@@ -125,7 +125,7 @@ def vocoder_objective(
     wav_BS = batch.wav_BS
     made_BS = model(wav_BS)
     loss = mel = model.mel_distance(made_BS, wav_BS).sum()
-    rows = torch.tensor(float(len(wav_BS)), device=loss.device)
+    rows = torch.full((), float(len(wav_BS)), device=loss.device)
     scalars = {"mel": mel.detach(), "total_samples": rows * wav_BS.shape[1]}
     if model.gan is not None and batch.number >= batches_before_gan:
         losses = model.gan_losses(made_BS, wav_BS)
