@@ -28,6 +28,7 @@ _TRAININGS = {
         "speechquilt.commands.train_aligner:TrainAligner", "an aligner, for recordings without word times"
     ),
     "text_to_token": Command("speechquilt.commands.train_text_to_token:TrainTextToToken", "a text-to-token model"),
+    "vocoder": Command("speechquilt.commands.train_vocoder:TrainVocoder", "a vocoder: mel frames to sound"),
     "lm": Command("speechquilt.commands.train_lm:TrainLM", "a speech-text language model, plain or latent"),
     "entropy": Command("speechquilt.commands.train_entropy:TrainEntropy", "the small model behind entropy patching"),
 }

@@ -290,3 +290,19 @@ class AudioBatch:
             num_samples_B=self.num_samples_B.to(device, non_blocking=True),
             text_BL=self.text_BL.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveBatch:
+    """What a vocoder trains on: `wav_BS` float32, rows of one length; `number` of the batch in its run, from 0."""
+
+    wav_BS: torch.Tensor
+    number: int
+
+    @property
+    def meta(self) -> dict[str, int]:
+        """What to name when its loss is not finite."""
+        return {"batch": self.number}
+
+    def to(self, device: torch.device | str) -> "WaveBatch":
+        return WaveBatch(wav_BS=self.wav_BS.to(device, non_blocking=True), number=self.number)

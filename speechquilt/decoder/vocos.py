@@ -132,6 +132,10 @@ class Vocos(nn.Module):
         wav_BS, _ = self._step(mel_BMF.float(), self._state(len(mel_BMF)), True, valid_BF)
         return wav_BS * valid_BF.repeat_interleave(self.mel.hop, 1)
 
+    def whole_rows(self, mel_BMF: torch.Tensor) -> torch.Tensor:
+        """`forward` of rows without padding, unchecked: for training, where a check would wait for the device."""
+        return self._step(mel_BMF.float(), self._state(len(mel_BMF)), True, None)[0]
+
     def init_state(self) -> VocosState:
         return self._state(1)
 
@@ -168,7 +172,9 @@ class Vocos(nn.Module):
         return wav_BS, VocosState(tuple(waiting), overlap)
 
     def _frames(self, x_BDF: torch.Tensor) -> torch.Tensor:
-        """What the last block makes -> the samples under each frame's window `[B, F, fft_samples]`."""
-        level_BFH, phase_BFH = self.out(self.final_layer_norm(x_BDF.transpose(1, 2))).float().chunk(2, 2)
+        """What the last block makes -> the samples under each frame's window `[B, F, fft_samples]`; in float32, since a
+        phase of several turns has no digits left in bfloat16."""
+        with torch.autocast(x_BDF.device.type, enabled=False):
+            level_BFH, phase_BFH = self.out(self.final_layer_norm(x_BDF.float().transpose(1, 2))).chunk(2, 2)
         spectrum_BFH = torch.polar(level_BFH.clamp(max=math.log(LARGEST_MAGNITUDE)).exp(), phase_BFH)
         return torch.fft.irfft(spectrum_BFH, n=self.mel.fft_samples)

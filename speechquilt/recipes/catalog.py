@@ -11,13 +11,13 @@ from speechquilt.config import nearest
 class Entry(NamedTuple):
     """`kind`: the command `train KIND` that trains it; `module`, `attribute`: where its object is, a dict by name."""
 
-    kind: Literal["lm", "tokenizer", "text_to_token"]
+    kind: Literal["lm", "tokenizer", "text_to_token", "vocoder"]
     module: str
     about: str
 
 
-_LANGUAGE_MODELS, _TOKENIZERS, _SPEAKERS = (
-    f"speechquilt.recipes.{name}" for name in ("language_models", "tokenizers", "text_to_token_models")
+_LANGUAGE_MODELS, _TOKENIZERS, _SPEAKERS, _VOCODERS = (
+    f"speechquilt.recipes.{name}" for name in ("language_models", "tokenizers", "text_to_token_models", "vocoders")
 )
 _LADDER = ("420m", "630m", "810m", "1_1b", "1_4b", "1_8b", "7b")
 _KNOWN_AS = {"1_4b": 'the paper\'s "1B": 200k steps', "7b": "25k steps of 4M units"}
@@ -38,6 +38,7 @@ ENTRIES: dict[str, Entry] = {
     },
     "tokenizer_large": Entry("tokenizer", _TOKENIZERS, "from Whisper large-v3, the paper's tokenizer"),
     "text_to_token_1_5b": Entry("text_to_token", _SPEAKERS, "the paper's size; everything else is our choice"),
+    "vocoder_22khz": Entry("vocoder", _VOCODERS, "Vocos with discriminators for the speech decoder's mel, one GPU"),
 }
 
 

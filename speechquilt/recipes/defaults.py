@@ -7,6 +7,9 @@ a hundred times the steps; nothing but numbers changes.
 from dataclasses import replace
 
 from speechquilt.data.feed.pack import PackConfig
+from speechquilt.data.feed.sound_crops import CropsConfig
+from speechquilt.decoder.mel import MelConfig
+from speechquilt.decoder.vocos import VocosConfig
 from speechquilt.model import ladder
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import text_to_token_models
@@ -14,6 +17,7 @@ from speechquilt.stages.train_entropy import EntropyRecipe
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
+from speechquilt.stages.train_vocoder import VocoderRecipe
 from speechquilt.text_to_token.examples import TextToTokenDataConfig
 from speechquilt.text_to_token.generate import EngineConfig
 from speechquilt.tokenizer.supervised import SupervisedTokenizerConfig
@@ -78,3 +82,27 @@ ENTROPY = EntropyRecipe(
     patch_size=float(PATCH_SIZE),
     max_patch_size=4 * PATCH_SIZE,
 )
+
+VOCODER = VocoderRecipe(
+    vocoder=VocosConfig(width=192, ffn_width=576, num_layers=5),
+    loss_mels=(
+        MelConfig(num_mels=40, fft_samples=512, hop=128, high_hz=11_025.0),
+        MelConfig(num_mels=100, high_hz=11_025.0),
+        MelConfig(num_mels=160, fft_samples=2048, hop=512, high_hz=11_025.0),
+    ),
+    crops=CropsConfig(samples=8192, rows=16),
+    train=TrainConfig(
+        steps=2000,
+        lr=2e-3,
+        warmup_steps=50,
+        min_lr_ratio=0.02,
+        beta1=0.8,
+        beta2=0.99,
+        weight_decay=0.01,
+        clip=20.0,
+        log_every=20,
+        checkpoint_every=200,
+        num_threads=2,
+    ),
+)
+"""A vocoder without discriminators: intelligible, with a buzz."""

@@ -9,12 +9,23 @@ from dataclasses import dataclass, replace
 import torch
 
 from speechquilt.audio import FRAME_RATE
+from speechquilt.decoder.discriminators import (
+    HOPS,
+    PERIOD_KERNEL,
+    PERIOD_STRIDE,
+    WINDOW_KERNEL,
+    WINDOW_LAYERS,
+    WINDOW_STRIDE,
+    DiscriminatorsConfig,
+)
+from speechquilt.decoder.mel import MelConfig
 from speechquilt.model.flops import BACKWARD, forward_flops, paper_row
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM, PlainLMConfig
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
+from speechquilt.stages.train_vocoder import VocoderRecipe
 from speechquilt.tokenizer.encoder import EncoderSizes
 from speechquilt.tokenizer.supervised import SupervisedTokenizer, SupervisedTokenizerConfig
 
@@ -102,7 +113,7 @@ class PaperRun:
     will come with the shards, and the data."""
 
     about: str
-    recipe: LMRecipe | TokenizerRecipe | TextToTokenRecipe
+    recipe: LMRecipe | TokenizerRecipe | TextToTokenRecipe | VocoderRecipe
     ranks: int = 1
     vocab_size: int = 0
     data: DataPlan | None = None
@@ -114,6 +125,8 @@ class PaperRun:
             return [*before, tokenizer_training(self.recipe, self.ranks, machine)]
         if isinstance(self.recipe, TextToTokenRecipe):
             return [*before, speaker_training(self.recipe, self.vocab_size, machine)]
+        if isinstance(self.recipe, VocoderRecipe):
+            return [*before, vocoder_training(self.recipe, machine)]
         return [*before, lm_training(self.recipe, self.vocab_size, machine)]
 
 
@@ -151,6 +164,74 @@ def tokenizer_training(recipe: TokenizerRecipe, ranks: int, machine: Machine) ->
         storage_gb=CHECKPOINT_BYTES * parameters / 1e9,
         memory_gib=BYTES_PER_PARAMETER * parameters / 2**30,
     )
+
+
+def vocoder_training(recipe: VocoderRecipe, machine: Machine) -> StagePlan:
+    """All its pieces, with discriminators once they have begun; weights, gradients and moments lie whole on every GPU."""
+    rate, train = recipe.vocoder.mel.sample_rate, recipe.train
+    alone, judged = (vocoder_flops(recipe, judged=judged) for judged in (False, True))
+    share = recipe.gan.after / train.steps if recipe.gan else 1.0
+    per_second = (share * alone + (1 - share) * judged) * rate / recipe.crops.samples
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in recipe.build().parameters())
+    return StagePlan(
+        name="vocoder",
+        amount=train.steps * train.accumulate * recipe.crops.rows * recipe.crops.samples / rate,
+        unit="seconds of audio",
+        per_gpu_s=machine.flops / per_second,
+        source=f"assumed: {machine.mfu:.0%} of peak, which narrow convolutions are far from; {per_second / 1e9:.1f} GFLOPs per "
+        f"second of audio; memory is that of {parameters / 1e6:.0f}M parameters alone, without activations",
+        storage_gb=CHECKPOINT_BYTES * parameters / 1e9,
+        memory_gib=BYTES_PER_PARAMETER * parameters / 2**30,
+    )
+
+
+def vocoder_flops(recipe: VocoderRecipe, *, judged: bool) -> float:
+    """FLOPs of one piece in training: convolutions and matrix products, not Fourier transforms.
+
+    Discriminators hear the made sound once with a gradient to the sound alone, and it and the recorded sound once with a
+    gradient to the weights, beyond which their first layers have none.
+    """
+    config, num_samples = recipe.vocoder, recipe.crops.samples
+    frames = num_samples // config.mel.hop
+    first = 2 * frames * config.mel.num_mels * config.kernel * config.width
+    block = 2 * frames * config.width * (config.kernel + 2 * config.ffn_width)
+    out = 2 * frames * config.width * (config.mel.fft_samples + 2)
+    found = 2 * first + 3 * (config.num_layers * block + out) + _filters(config.mel, num_samples)
+    found += 3 * sum(_filters(mel, num_samples) for mel in recipe.loss_mels)
+    if judged and recipe.gan is not None:
+        judges = recipe.gan.discriminators
+        stacks = [_columns(judges, period, num_samples) for period in judges.periods]
+        stacks += [_spectra(judges, window, num_samples) for window in judges.windows]
+        found += sum(8 * sum(layers) - 2 * layers[0] for layers in stacks)
+    return float(found)
+
+
+def _filters(mel: MelConfig, num_samples: int) -> int:
+    """Forward FLOPs of a mel of magnitudes."""
+    return 2 * (num_samples // mel.hop) * (mel.fft_samples // 2 + 1) * mel.num_mels
+
+
+def _columns(judges: DiscriminatorsConfig, period: int, num_samples: int) -> list[int]:
+    """Forward FLOPs of each layer of a discriminator by period, for one row."""
+    places, width, found = -(-num_samples // period), 1, []
+    for i, next_ in enumerate(judges.period_channels):
+        if i < len(judges.period_channels) - 1:
+            places = -(-places // PERIOD_STRIDE)
+        found.append(2 * places * period * PERIOD_KERNEL * width * next_)
+        width = next_
+    return [*found, 2 * places * period * 3 * width]
+
+
+def _spectra(judges: DiscriminatorsConfig, window: int, num_samples: int) -> list[int]:
+    """The same of one by window."""
+    width, kernel = judges.window_channels, WINDOW_KERNEL[0] * WINDOW_KERNEL[1]
+    frames, places = num_samples // (window // HOPS) + 1, window // 2 + 1
+    found = [2 * frames * places * kernel * width]
+    for _ in range(WINDOW_LAYERS - 2):
+        places = -(-places // WINDOW_STRIDE[1])
+        found.append(2 * frames * places * kernel * width**2)
+    return [*found, 2 * frames * places * 9 * width**2, 2 * frames * places * 9 * width]
 
 
 def audio_seconds(recipe: TokenizerRecipe, ranks: int) -> float:

@@ -32,6 +32,15 @@ TINY_LLAMA = [
     "train.warmup-steps=1",
 ]
 TINY_ALIGNER = ["model.width=32", "model.num-layers=2", "train.steps=3", "train.warmup-steps=1"]
+TINY_VOCODER = [
+    "vocoder.width=16",
+    "vocoder.ffn-width=24",
+    "vocoder.num-layers=1",
+    "crops.rows=2",
+    "train.steps=2",
+    "train.warmup-steps=1",
+    "held-out-recordings=1",
+]
 TINY_LM = ["pack.rows=2", "train.steps=2", "train.warmup-steps=1"]
 
 
@@ -43,6 +52,7 @@ SETTINGS = {
     "train tokenizer": flags(TINY_TOKENIZER),
     "train aligner": flags(TINY_ALIGNER),
     "train text_to_token": flags(TINY_LLAMA),
+    "train vocoder": flags(TINY_VOCODER),
     "train lm": flags(TINY_LM),
     "story own": [
         *flags(TINY_ALIGNER, "aligner."),

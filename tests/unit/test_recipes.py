@@ -8,17 +8,19 @@ from speechquilt.commands.grammar import parse
 from speechquilt.commands.train_lm import TrainLM
 from speechquilt.commands.train_text_to_token import TrainTextToToken
 from speechquilt.commands.train_tokenizer import TrainTokenizer
+from speechquilt.commands.train_vocoder import TrainVocoder
 from speechquilt.config import from_dict, to_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM
 from speechquilt.recipes import catalog
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
+from speechquilt.stages.train_vocoder import VocoderRecipe
 from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.vocab import Vocab
 
-TRAININGS = {"lm": TrainLM, "tokenizer": TrainTokenizer, "text_to_token": TrainTextToToken}
+TRAININGS = {"lm": TrainLM, "tokenizer": TrainTokenizer, "text_to_token": TrainTextToToken, "vocoder": TrainVocoder}
 LANGUAGE_MODELS = [name for name, entry in catalog.ENTRIES.items() if entry.kind == "lm"]
 
 
@@ -40,6 +42,8 @@ def test_every_recipe_builds(name: str) -> None:
             recipe.patcher.build()
         elif isinstance(recipe, TextToTokenRecipe):
             model = TextToTokenLM(TextToTokenConfig(num_text=100, num_speech=50, llama=recipe.llama))
+        elif isinstance(recipe, VocoderRecipe):
+            model = recipe.build()
         else:
             model = SupervisedTokenizer(recipe.model)
     assert sum(p.numel() for p in model.parameters()) > 1e7
@@ -86,6 +90,17 @@ def test_the_interleaved_1_5b_has_the_size_of_its_name() -> None:
     with torch.device("meta"):
         model = PlainLM(run.recipe.model.for_vocab(Vocab(num_text=run.vocab_size - 16_390, num_speech=16_384)))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.5e9, rel=0.03)
+
+
+def test_the_vocoder_has_the_settings_of_the_public_configuration() -> None:
+    """gemelo-ai/vocos, configs/vocos.yaml: 16 pieces of 16,384 samples, 45 : 1 : 0.1, a million steps; 13.5 million weights."""
+    recipe = catalog.load("vocoder_22khz").recipe
+    train, gan = recipe.train, recipe.gan
+    assert (recipe.crops.samples, recipe.crops.rows, train.steps, gan.after) == (16_384, 16, 1_000_000, 0)
+    assert (train.lr, train.beta1, train.beta2) == (5e-4, 0.8, 0.9)
+    assert (45 * gan.weight, gan.window_weight) == (pytest.approx(1.0), 0.1)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in recipe.vocoder.build().parameters()) == pytest.approx(13.5e6, rel=0.01)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -88,14 +88,14 @@ class UtteranceList:
 
 class FolderCorpus:
     """The folders and tables of `speech_folder.read_utterances`, decoded one at a time. A `duration` in the table (seconds) spares the look into
-    the file's header.
+    the file's header. `need_text` False: recordings without a transcript are used too.
 
     Raises FileNotFoundError when the folder is missing, ValueError when it lists nothing.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = root_of(Path(folder))
-        self._rows = [_with_text(self.folder, row) for row in folder_rows(Path(folder))]
+    def __init__(self, folder: Path | str, *, need_text: bool = True) -> None:
+        self.folder, self._need_text = root_of(Path(folder)), need_text
+        self._rows = [_with_text(self.folder, row, need_text) for row in folder_rows(Path(folder))]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,11 +104,11 @@ class FolderCorpus:
         row = self._rows[index]
         if isinstance(row, Reject):
             return row
-        return _entry(row["id"], row["text"], lambda: self._duration_s(row))
+        return _entry(row["id"], row["text"], lambda: self._duration_s(row), self._need_text)
 
     def __getitem__(self, index: int, /) -> Utterance:
         row = self._rows[index]
-        read = row if isinstance(row, Reject) else read_row(self.folder, row, need_text=True)
+        read = row if isinstance(row, Reject) else read_row(self.folder, row, self._need_text)
         if isinstance(read, Reject):
             raise BrokenAudio(read.reason, read.detail)
         return read
@@ -125,13 +125,15 @@ class FolderCorpus:
         return _header_duration_s(sound.source)
 
 
-def _with_text(folder: Path, row: Row) -> Row | Reject:
-    """The row with its transcript, which may lie in a file of its own."""
+def _with_text(folder: Path, row: Row, need_text: bool) -> Row | Reject:
+    """The row with its transcript, which may lie in a file of its own; "" for one that is missing and not needed."""
     if "reject" in row:
         return Reject(id=row["id"], reason=row["reject"], detail=row["detail"])
     try:
         return {**row, "text": text_of(folder, row)}
     except BrokenText as error:
+        if not need_text:
+            return {**row, "text": ""}
         return Reject(id=row["id"], reason=error.reason, detail=detail_of(row, error))
 
 
@@ -285,14 +287,15 @@ def from_int16(samples_S: np.ndarray) -> np.ndarray:
     return samples_S.astype(np.float32) / INT16_SCALE
 
 
-def _entry(id: str, text: Any, duration_s: Any) -> Entry | Reject:
+def _entry(id: str, text: Any, duration_s: Any, need_text: bool = True) -> Entry | Reject:
     """`duration_s()` is asked last, because a header may have to be read for it."""
-    if not isinstance(text, str) or not text.strip():
+    text = text.strip() if isinstance(text, str) else ""
+    if need_text and not text:
         return Reject(id=id, reason="no transcript", detail=f"{id}: a transcript is needed here")
-    if is_silent(text.strip()):
-        return Reject(id=id, reason="no words in the transcript", detail=f"{id}: it says {text.strip()[:60]!r}")
+    if need_text and is_silent(text):
+        return Reject(id=id, reason="no words in the transcript", detail=f"{id}: it says {text[:60]!r}")
     try:
-        return Entry(id=id, text=text.strip(), duration_s=duration_s())
+        return Entry(id=id, text=text, duration_s=duration_s())
     except BrokenAudio as error:
         return Reject(id=id, reason=error.reason, detail=error.detail)
     except (ValueError, OSError) as error:
