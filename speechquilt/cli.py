@@ -28,6 +28,7 @@ _TRAININGS = {
         "speechquilt.commands.train_aligner:TrainAligner", "an aligner, for recordings without word times"
     ),
     "text_to_token": Command("speechquilt.commands.train_text_to_token:TrainTextToToken", "a text-to-token model"),
+    "decoder": Command("speechquilt.commands.train_decoder:TrainDecoder", "a speech decoder: tokens to sound"),
     "vocoder": Command("speechquilt.commands.train_vocoder:TrainVocoder", "a vocoder: mel frames to sound"),
     "lm": Command("speechquilt.commands.train_lm:TrainLM", "a speech-text language model, plain or latent"),
     "entropy": Command("speechquilt.commands.train_entropy:TrainEntropy", "the small model behind entropy patching"),
@@ -65,6 +66,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "interleave": Command(
         "speechquilt.commands.interleave:Interleave", "text -> shards of interleaved speech and text"
     ),
+    "speak": Command("speechquilt.commands.speak:Speak", "text -> sound, by a text-to-token model and a decoder"),
+    "resynth": Command("speechquilt.commands.resynth:Resynth", "a recording -> its tokens -> sound"),
     "inspect": Command("speechquilt.commands.inspect:Inspect", "statistics and a readable page of shards"),
     "eval": Command("speechquilt.commands.eval:Eval", "choice items: which ending is likelier?"),
     "export": Command("speechquilt.commands.export:Export", "a plain model for transformers and vLLM"),
@@ -88,7 +91,7 @@ Start here:
 """
 STAGES = """\
 the seven stages, one artifact each:
-  tokenizer -> text_to_token -> shards -> pretrain -> evals -> (decoder -> chat: not yet part of this version)
+  tokenizer -> text_to_token -> shards -> pretrain -> evals -> decoder -> (chat: not yet part of this version)
 
 one stage at a time:
   speechquilt train tokenizer --speech DIR --run-dir runs/tokenizer
@@ -99,6 +102,7 @@ one stage at a time:
   speechquilt inspect shards/interleaved --tokenizer runs/tokenizer --page page.html
   speechquilt train lm --data speech=shards/speech text=shards/text interleaved=shards/interleaved --run-dir runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
+  speechquilt train decoder --speech DIR --data speech=shards/speech --tokenizer runs/tokenizer --run-dir runs/decoder
 
 `speechquilt COMMAND --help` shows every flag. Every command skips what is complete and continues what was interrupted.
 """

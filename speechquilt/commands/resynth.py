@@ -12,7 +12,7 @@ from speechquilt.stages.speak import Parts, made_again
 class Resynth:
     """Make a recording again from its speech tokens, in the decoder's voice: what is lost on the way can be heard.
 
-      speechquilt resynth in.wav out.wav --run runs/toy
+    speechquilt resynth in.wav out.wav --run runs/toy
     """
 
     input: Positional[Path]

@@ -14,7 +14,7 @@ from speechquilt.text_to_token.generate import EngineConfig
 class Speak:
     """Say a text: text-to-token model, then speech decoder.
 
-      speechquilt speak "the red fox" fox.wav --run runs/toy
+    speechquilt speak "the red fox" fox.wav --run runs/toy
     """
 
     text: Positional[str]

@@ -88,6 +88,8 @@ class TrainDecoder:
                 )
             if distributed.rank() == 0:
                 write_json(folder / RESULTS_FILE, found)
-                report(found, folder, f"speechquilt resynth IN.wav OUT.wav --decoder {folder} --tokenizer {self.tokenizer}")
+                report(
+                    found, folder, f"speechquilt resynth IN.wav OUT.wav --decoder {folder} --tokenizer {self.tokenizer}"
+                )
         finally:
             distributed.stop()

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import dct
 
 from speechquilt.types import Waveform
 
@@ -34,9 +33,7 @@ class SoundDistance:
     voicing: float
 
 
-def sound_distance(
-    made_MF: np.ndarray, meant_MF: np.ndarray, made: Waveform, meant: Waveform
-) -> SoundDistance:
+def sound_distance(made_MF: np.ndarray, meant_MF: np.ndarray, made: Waveform, meant: Waveform) -> SoundDistance:
     """Of a recording made again and the one that was meant, with their log-mels; the longer of each is cut."""
     num_frames = min(made_MF.shape[1], meant_MF.shape[1])
     made_MF, meant_MF = made_MF[:, :num_frames], meant_MF[:, :num_frames]
@@ -55,8 +52,10 @@ def sound_distance(
 
 def mel_cepstral_distortion(made_MF: np.ndarray, meant_MF: np.ndarray) -> float:
     """In dB, of two log-mels of the same shape; loudness (coefficient 0) does not count."""
-    difference_KF = dct(made_MF - meant_MF, axis=0, norm="ortho")[1 : CEPSTRA + 1]
-    return float(DB_PER_NAT * np.sqrt(np.square(difference_KF).sum(0)).mean() / math.sqrt(made_MF.shape[0] / 2))
+    num_mels = made_MF.shape[0]
+    angle_KM = np.pi * np.arange(1, CEPSTRA + 1)[:, None] * (np.arange(num_mels) + 0.5) / num_mels
+    difference_KF = np.cos(angle_KM) @ (made_MF - meant_MF) / num_mels  # cosine series of the log spectrum
+    return float(2 * DB_PER_NAT * np.sqrt(np.square(difference_KF).sum(0)).mean() / math.sqrt(2))
 
 
 def pitch(wav: Waveform) -> np.ndarray:

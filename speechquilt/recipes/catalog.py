@@ -11,13 +11,14 @@ from speechquilt.config import nearest
 class Entry(NamedTuple):
     """`kind`: the command `train KIND` that trains it; `module`, `attribute`: where its object is, a dict by name."""
 
-    kind: Literal["lm", "tokenizer", "text_to_token", "vocoder"]
+    kind: Literal["lm", "tokenizer", "text_to_token", "vocoder", "decoder"]
     module: str
     about: str
 
 
-_LANGUAGE_MODELS, _TOKENIZERS, _SPEAKERS, _VOCODERS = (
-    f"speechquilt.recipes.{name}" for name in ("language_models", "tokenizers", "text_to_token_models", "vocoders")
+_LANGUAGE_MODELS, _TOKENIZERS, _SPEAKERS, _VOCODERS, _DECODERS = (
+    f"speechquilt.recipes.{name}"
+    for name in ("language_models", "tokenizers", "text_to_token_models", "vocoders", "decoders")
 )
 _LADDER = ("420m", "630m", "810m", "1_1b", "1_4b", "1_8b", "7b")
 _KNOWN_AS = {"1_4b": 'the paper\'s "1B": 200k steps', "7b": "25k steps of 4M units"}
@@ -38,6 +39,9 @@ ENTRIES: dict[str, Entry] = {
     },
     "tokenizer_large": Entry("tokenizer", _TOKENIZERS, "from Whisper large-v3, the paper's tokenizer"),
     "text_to_token_1_5b": Entry("text_to_token", _SPEAKERS, "the paper's size; everything else is our choice"),
+    "decoder_111m": Entry(
+        "decoder", _DECODERS, "speech decoder of the size that GLM-4-Voice released; schedule our choice"
+    ),
     "vocoder_22khz": Entry("vocoder", _VOCODERS, "Vocos with discriminators for the speech decoder's mel, one GPU"),
 }
 

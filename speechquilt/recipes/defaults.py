@@ -8,11 +8,17 @@ from dataclasses import replace
 
 from speechquilt.data.feed.pack import PackConfig
 from speechquilt.data.feed.sound_crops import CropsConfig
+from speechquilt.decoder.flow import FlowConfig
 from speechquilt.decoder.mel import MelConfig
+from speechquilt.decoder.mel_guess import MelGuessConfig
+from speechquilt.decoder.token_states import TokenStatesConfig
+from speechquilt.decoder.unet import UNetConfig
 from speechquilt.decoder.vocos import VocosConfig
 from speechquilt.model import ladder
 from speechquilt.model.patcher import PatcherConfig
 from speechquilt.recipes import text_to_token_models
+from speechquilt.stages.sound_pieces import PiecesConfig
+from speechquilt.stages.train_decoder import DecoderRecipe
 from speechquilt.stages.train_entropy import EntropyRecipe
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
@@ -83,6 +89,27 @@ ENTROPY = EntropyRecipe(
     max_patch_size=4 * PATCH_SIZE,
 )
 
+DECODER = DecoderRecipe(
+    flow=FlowConfig(
+        mel=MelConfig(sample_rate=16_000, fft_samples=640),
+        encoder=TokenStatesConfig(width=128, num_layers=2, num_heads=4, ffn_width=512, dropout=0.0),
+        guess=MelGuessConfig(missing_std=0.3),
+        unet=UNetConfig(channels=(96, 96), blocks=1, mid_levels=1, num_heads=2, head_width=32),
+        speaker_width=8,
+        drop_chance=0.0,  # without guidance nothing needs the unconditioned velocity
+        guidance=0.0,
+        euler_steps=4,
+        temperature=0.3,  # the flow has not learned enough for all of its noise
+    ),
+    pieces=PiecesConfig(rows=4, tokens=40),
+    first=TrainConfig(
+        steps=700, lr=4e-3, warmup_steps=30, beta2=0.98, weight_decay=0.01, checkpoint_every=200, num_threads=2, seed=1
+    ),
+    train=TrainConfig(
+        steps=900, lr=3e-3, warmup_steps=30, beta2=0.98, weight_decay=0.01, checkpoint_every=200, num_threads=2
+    ),
+)
+"""Small pieces and high rates: a hundred words in one voice want many steps more than large ones."""
 VOCODER = VocoderRecipe(
     vocoder=VocosConfig(width=192, ffn_width=576, num_layers=5),
     loss_mels=(

@@ -7,6 +7,7 @@ us. None of them was measured by this project on such machines.
 from dataclasses import dataclass, replace
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from speechquilt.audio import FRAME_RATE
 from speechquilt.decoder.discriminators import (
@@ -18,10 +19,12 @@ from speechquilt.decoder.discriminators import (
     WINDOW_STRIDE,
     DiscriminatorsConfig,
 )
+from speechquilt.decoder.matching import FlowDraws
 from speechquilt.decoder.mel import MelConfig
 from speechquilt.model.flops import BACKWARD, forward_flops, paper_row
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM, PlainLMConfig
+from speechquilt.stages.train_decoder import DecoderRecipe
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_tokenizer import TokenizerRecipe
@@ -113,7 +116,7 @@ class PaperRun:
     will come with the shards, and the data."""
 
     about: str
-    recipe: LMRecipe | TokenizerRecipe | TextToTokenRecipe | VocoderRecipe
+    recipe: LMRecipe | TokenizerRecipe | TextToTokenRecipe | VocoderRecipe | DecoderRecipe
     ranks: int = 1
     vocab_size: int = 0
     data: DataPlan | None = None
@@ -127,6 +130,8 @@ class PaperRun:
             return [*before, speaker_training(self.recipe, self.vocab_size, machine)]
         if isinstance(self.recipe, VocoderRecipe):
             return [*before, vocoder_training(self.recipe, machine)]
+        if isinstance(self.recipe, DecoderRecipe):
+            return [*before, decoder_training(self.recipe, machine)]
         return [*before, lm_training(self.recipe, self.vocab_size, machine)]
 
 
@@ -184,6 +189,40 @@ def vocoder_training(recipe: VocoderRecipe, machine: Machine) -> StagePlan:
         storage_gb=CHECKPOINT_BYTES * parameters / 1e9,
         memory_gib=BYTES_PER_PARAMETER * parameters / 2**30,
     )
+
+
+def decoder_training(recipe: DecoderRecipe, machine: Machine) -> StagePlan:
+    """Both runs, all of whose pieces are counted as full; weights, gradients and moments lie whole on every GPU."""
+    seconds = recipe.pieces.tokens / recipe.flow.token_rate
+    per_second = decoder_flops(recipe) / seconds
+    steps = sum(run.steps * run.accumulate for run in (recipe.first, recipe.train) if run)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in recipe.flow.build().parameters())
+    return StagePlan(
+        name="decoder",
+        amount=steps * recipe.pieces.rows * seconds,
+        unit="seconds of audio",
+        per_gpu_s=machine.flops / per_second,
+        source=f"assumed: {machine.mfu:.0%} of peak; {per_second / 1e9:.1f} GFLOPs per second of audio, counted by torch; memory is "
+        f"that of {parameters / 1e6:.0f}M parameters alone, without activations",
+        storage_gb=CHECKPOINT_BYTES * parameters / 1e9,
+        memory_gib=BYTES_PER_PARAMETER * parameters / 2**30,
+    )
+
+
+def decoder_flops(recipe: DecoderRecipe) -> float:
+    """FLOPs of one full piece in training: matrix products and convolutions of a forward pass, counted by torch without
+    computing anything, and twice as many backwards."""
+    config, tokens = recipe.flow, recipe.pieces.tokens
+    frames = config.time.num_frames(tokens)
+    with torch.device("meta"):
+        model = config.build()
+        mel_BMF = torch.zeros(1, config.mel.num_mels, frames)
+        draws = FlowDraws(torch.zeros(1), mel_BMF, torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool))
+        counts = torch.full((1,), tokens), torch.full((1,), frames), torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, tokens, dtype=torch.long), counts[0], mel_BMF, counts[1], counts[2], None, draws)
+    return (1 + BACKWARD) * float(counter.get_total_flops())
 
 
 def vocoder_flops(recipe: VocoderRecipe, *, judged: bool) -> float:

@@ -65,9 +65,10 @@ MEASURES = (
 
 def heard_sound(
     decoder: SpeechDecoder, held_out: Sequence[Utterance], tokens: Sequence[np.ndarray], readers: Mapping[str, Reader],
-    read_tokens: Callable[[Sequence[np.ndarray]], list[str]],
+    read_tokens: Callable[[Sequence[np.ndarray]], list[str]], same_voice: Sequence[bool],
 ) -> dict[str, Value]:  # fmt: skip
-    """`decoder.*`. `readers`: by name, sound -> text; `read_tokens`: tokens -> text, by the reader named "own"."""
+    """`decoder.*`. `readers`: by name, sound -> text; `read_tokens`: tokens -> text, by the reader named "own". Only recordings
+    in the decoder's voice are compared with their sound (`same_voice`)."""
     begin = time.monotonic()
     made = decoder.speak(tokens)
     seconds = time.monotonic() - begin
@@ -82,7 +83,7 @@ def heard_sound(
     found["decoder.above_tokens"] = found["decoder.heard.own.sound.wer"] - found["decoder.heard.own.tokens.wer"]  # type: ignore[operator]
     return {
         **found,
-        **_distances(decoder, made, held_out),
+        **_distances(decoder, [(wav, u) for wav, u, same in zip(made, held_out, same_voice) if same]),
         **_joints(decoder, made),
         "decoder.streaming_equals_offline": streams_alike(decoder, tokens[:STREAMED], made[:STREAMED]),
         "decoder.delay_s": decoder.delay_s,
@@ -106,15 +107,15 @@ def streams_alike(decoder: SpeechDecoder, tokens: Sequence[np.ndarray], whole: S
     return True
 
 
-def _distances(
-    decoder: SpeechDecoder, made: Sequence[Waveform], held_out: Sequence[Utterance]
-) -> dict[str, Value]:
+def _distances(decoder: SpeechDecoder, pairs: Sequence[tuple[Waveform, Utterance]]) -> dict[str, Value]:
     """Means over recordings, of what has a number there."""
     mel, rows = decoder.flow.config.mel.build(), []
-    for wav, meant in zip(made, held_out):
+    for wav, meant in pairs:
         meant_wav = audio.resample(meant.audio, wav.sample_rate)
         both = [mel(torch.from_numpy(w.samples_S)[None])[0].numpy() for w in (wav, meant_wav)]
         rows.append(sound_distance(both[0], both[1], wav, meant_wav))
+    if not rows:
+        return {}
     return {
         f"decoder.{key}": float(np.nanmean([getattr(row, key) for row in rows]))
         for key in ("log_mel", "mcd_db", "f0_cents", "voicing")

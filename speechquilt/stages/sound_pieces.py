@@ -23,6 +23,7 @@ from speechquilt.data.sources.speech_folder import folder_rows, read_row
 from speechquilt.data.sources.speech_rows import root_of
 from speechquilt.decoder.flow import FlowConfig
 from speechquilt.decoder.mel import Mel
+from speechquilt.protocols import SpeechTokenizer
 from speechquilt.train.objectives.velocity import FlowBatch
 from speechquilt.types import AlignedTokens, Document, Reject, Row, Utterance, Waveform
 
@@ -76,15 +77,21 @@ def in_memory(utterances: Sequence[Utterance], tokens: Sequence[np.ndarray]) -> 
     return TokenSound([u.id for u in utterances], tokens, lambda i: utterances[i].audio)
 
 
-def on_disk(speech: Path, shards: Sequence[Path]) -> TokenSound:
+def on_disk(speech: Path, shards: Sequence[Path], tokenizer: SpeechTokenizer) -> TokenSound:
     """Recordings of a folder or table, with their tokens from the `speech` or `parallel` shards that tokenize made of it.
 
-    Ids stay in memory, four bytes a token. Raises FileNotFoundError or ValueError when either cannot be read, or when
-    they have no recording in common.
+    Ids stay in memory, four bytes a token. Raises FileNotFoundError or ValueError when either cannot be read, when the
+    tokens are of another tokenizer, or when they have no recording in common.
     """
     said: dict[str, np.ndarray] = {}
     for path in shards:
-        for item in open_shards(path).in_order():
+        folder = open_shards(path)
+        if folder.info.speech_fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"{path} holds tokens of tokenizer {folder.info.speech_fingerprint}, not of {tokenizer.fingerprint}; give the "
+                "tokenizer that made them"
+            )
+        for item in folder.in_order():
             ids_T = _speech_ids(item)
             if ids_T is not None:
                 said[item.id] = ids_T

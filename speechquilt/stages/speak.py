@@ -24,9 +24,13 @@ class Parts:
     """Folders of the parts, as far as they are needed."""
 
     run: Path | None = None
+    """Folder of a finished story, which holds all parts."""
     tokenizer: Path | None = None
+    """Speech tokenizer; none: that of the run."""
     text_to_token: Path | None = None
+    """Text-to-token model; none: that of the run."""
     decoder: Path | None = None
+    """Speech decoder; none: that of the run."""
 
     def folder(self, part: str) -> Path:
         """Where it is. Raises ValueError when neither it nor a run was named."""

@@ -23,8 +23,11 @@ SETTINGS = [
     "--text_to_token.llama.width=32", "--text_to_token.llama.num_layers=1", "--text_to_token.llama.ffn_width=64",
     "--text_to_token.data.rows=2", "--interleave_passes=1",
     "--lm.train.steps=4", "--lm.train.warmup_steps=1", "--lm.train.checkpoint_every=1", "--lm.pack.rows=2", "--num_stories=2",
+    "--decoder.first=steps=2,lr=0.001,num_threads=1,seed=1", "--decoder.train.steps=2", "--decoder.train.warmup_steps=1",
+    "--decoder.train.num_threads=1", "--decoder.train.checkpoint_every=1",
+    "--decoder.vocoder.rounds=1", "--num_heard=3",
 ]  # fmt: skip
-TIMED = ("seconds", "run.fingerprint")
+TIMED = ("seconds", "run.fingerprint", "real_time_factor")
 
 
 def start(run_dir: Path) -> subprocess.Popen:
@@ -60,6 +63,7 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path):
     kill_when(start(killed), killed / "tokenizer" / "checkpoints" / "step_00000002" / "state.json")
     kill_when(start(killed), killed / "shards" / "speech")
     kill_when(start(killed), killed / "lm" / "curriculum" / "checkpoints" / "step_00000001")
+    kill_when(start(killed), killed / "decoder" / "checkpoints" / "step_00000001")
     output = finish(start(killed))
     assert "[tokenizer] complete, skipped" in output
     finish(start(whole))
@@ -71,7 +75,7 @@ def test_a_killed_story_ends_like_an_uninterrupted_one(tmp_path):
     report = (whole / "report.html").read_text()
     assert "MISSED" in report  # a model of four steps keeps few promises, and the page says so
     assert "http://" not in report.replace("http://www.w3.org", "")
-    assert finish(start(whole)).count("complete, skipped") == 5
+    assert finish(start(whole)).count("complete, skipped") == 6
 
 
 def test_a_missing_number_is_noticed(tmp_path, capsys):

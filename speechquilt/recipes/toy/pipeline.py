@@ -9,13 +9,16 @@ Trap: nothing here may be tuned on the test items. Settings were chosen on train
 import dataclasses
 import json
 from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from speechquilt import audio
 from speechquilt.data.interleaving.synthetic import InterleaveConfig, InterleaveStats
 from speechquilt.data.sources.micro_world import MicroWorld, MicroWorldConfig
+from speechquilt.decoder import speech_decoder
 from speechquilt.evals import results
 from speechquilt.evals.measures import Measure
 from speechquilt.files import write_json
@@ -26,9 +29,12 @@ from speechquilt.recipes.toy.questions import Voicer, fact_tasks, question_tasks
 from speechquilt.reports import charts
 from speechquilt.stages import workers
 from speechquilt.stages.corpus import Corpus, MicroCorpusConfig, micro_world_corpus, speak
-from speechquilt.stages.encode import encode_utterances, text_tokenizer_of
+from speechquilt.stages.encode import encode_all, encode_utterances, text_tokenizer_of
+from speechquilt.stages.heard_sound import heard_sound
 from speechquilt.stages.run_facts import run_facts
+from speechquilt.stages.sound_pieces import in_memory
 from speechquilt.stages.stage import MARK, Story, remembered
+from speechquilt.stages.train_decoder import DecoderRecipe, train_decoder
 from speechquilt.stages.train_lm import LMRecipe, load_scorer, train_lm
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe, train_text_to_token
 from speechquilt.stages.train_tokenizer import TokenizerRecipe, train_tokenizer
@@ -50,6 +56,7 @@ from speechquilt.text_to_token import network
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.train.trainer import TrainConfig
 from speechquilt.tts.espeak import EspeakTTS, EspeakTTSConfig
+from speechquilt.types import Waveform
 
 INTERLEAVED = ("interleaved", "parallel")  # what the run without interleaving does not see
 STAGES = ("world", "tokenizer", "text_to_token", "shards")  # before any language model, in order
@@ -109,6 +116,10 @@ class ToyConfig:
         }
     )
     """The language models to compare, by name."""
+    decoder: DecoderRecipe = defaults.DECODER
+    """How the speech decoder is trained: in all voices, then in the first."""
+    num_heard: int = 100
+    """Held-out sentences that are made again from their tokens and read."""
     num_stories: int = 100
     """Test stories of each of the two kinds (topic, hard) that the models choose endings for."""
 
@@ -136,6 +147,11 @@ def scaled(config: ToyConfig) -> ToyConfig:
         tokenizer=dataclasses.replace(config.tokenizer, train=longer(config.tokenizer.train)),
         text_to_token=dataclasses.replace(config.text_to_token, train=longer(config.text_to_token.train)),
         lm=dataclasses.replace(config.lm, train=longer(config.lm.train)),
+        decoder=dataclasses.replace(
+            config.decoder,
+            first=longer(config.decoder.first) if config.decoder.first else None,
+            train=longer(config.decoder.train),
+        ),
     )
 
 
@@ -165,6 +181,12 @@ def story(config: ToyConfig) -> Path:
         [lm_recipe(full, run) for run in full.runs.values()],
         lambda folder: dict(ChainMap(*workers.run_all(train_and_evaluate, jobs))),
         what=f"{len(jobs)} speech-text language models, {workers.num_workers(len(jobs))} at a time, each trained and asked",
+    )
+    stages.stage(
+        "decoder",
+        [full.decoder, full.num_heard],
+        lambda folder: make_decoder(full, made, folder),
+        what="a speech decoder: tokens become sound, block by block",
     )
     return finish(config, stages, made)
 
@@ -320,6 +342,33 @@ def make_shards(
             counts = write_documents(folder / source, info, documents[source])
         found |= {f"shards.{source}.{key}": n for key, n in counts.items()}
     return {**found, "shards.interleaved.ratio": stats.ratio}
+
+
+def make_decoder(config: ToyConfig, made: Prepared, folder: Path) -> dict[str, Any]:
+    """Trained on the tokenizer's sentences, the last run on those of the first voice; held-out sentences are heard."""
+    tokenizer, speaker = SupervisedTokenizer.load(made.tokenizer_dir), config.voices.build()
+    corpus = micro_world_corpus(config.world.build(), speaker, config.corpus)
+    speech = in_memory(corpus.sentences, encode_all(tokenizer, [u.audio for u in corpus.sentences]))
+    num_voices = len(speaker.voices)  # which speak in turn
+    one_voice = speech.only(range(0, len(corpus.sentences), num_voices))
+    found = train_decoder(config.decoder, tokenizer, speech, folder, one_voice=one_voice)
+    held_out = corpus.held_out[: config.num_heard]
+    return {
+        **found,
+        **heard_sound(
+            speech_decoder.load(folder),
+            held_out,
+            encode_all(tokenizer, [u.audio for u in held_out]),
+            {"own": partial(read_sound, tokenizer)},
+            tokenizer.read_back,
+            same_voice=[i % num_voices == 0 for i in range(len(held_out))],
+        ),
+    }
+
+
+def read_sound(tokenizer: SupervisedTokenizer, waves: Sequence[Waveform]) -> list[str]:
+    """Sound -> tokens -> text, by the tokenizer's own reader."""
+    return tokenizer.read_back(encode_all(tokenizer, [audio.resample(wav, tokenizer.sample_rate) for wav in waves]))
 
 
 def evaluate(

@@ -15,14 +15,14 @@ from speechquilt.data.sources.micro_world import MicroWorld
 from speechquilt.evals.measures import ARROWS
 from speechquilt.evals.results import read_results
 from speechquilt.recipes import defaults
-from speechquilt.recipes.story_parts import audios, curve, samples, utterance_view
+from speechquilt.recipes.story_parts import curve, samples, utterance_view
+from speechquilt.recipes.toy import sounds
 from speechquilt.recipes.toy.fact_transfer import WITH, WITHOUT
 from speechquilt.recipes.toy.questions import OPTIONS, PAIRS, WRITTEN_ONLY
 from speechquilt.recipes.toy.schema import SCHEMA
 from speechquilt.reports.charts import Point, UtteranceView
 from speechquilt.reports.result_tables import result_tables, score_charts
 from speechquilt.reports.story_page import (
-    Audio,
     IntervalChart,
     Sample,
     Stage,
@@ -49,6 +49,8 @@ TITLES = {  # of the tables, by family of measures; "" is shown elsewhere on the
     "tokenizer": "Speech tokenizer",
     "text_to_token": "Text-to-token model",
     "shards.<source>": "Training documents, by source",
+    "decoder": "Speech decoder",
+    "decoder.heard.<by>.<what>": "What the speech decoder says, read",
 }
 
 
@@ -117,8 +119,10 @@ def write(
         utterance_note="A held-out sentence: log-mel, espeak-ng's word times, speech tokens, and how each patcher groups them.",
         samples=_samples(shards, tokenizer),
         samples_note="Training documents. Speech runs show what the tokenizer's ASR head reads in the tokens.",
-        audios=_audios(world, speaker, tokenizer),
-        audios_note="Held-out sentences as the tokenizer hears them. Below: what its tokens alone are read back as.",
+        audios=sounds.players(story.run_dir, world, speaker, tokenizer),
+        audios_note="What goes in, and what comes out: a held-out sentence in each voice, the same made again from its tokens in "
+        "the decoder's one voice, a new sentence by the text-to-token model, and a spoken answer of a language model. Below: what "
+        "the tokens alone are read back as.",
         verdicts=SCHEMA.verdicts(flat),
         curves=[curve(story.run_dir / "lm" / run, run.replace("_", " ")) for run in (*COMPARED, WITHOUT)],
         curves_note="Training loss per token. Static and curriculum read more tokens than the baseline per global unit.",
@@ -193,6 +197,7 @@ def _stages(story: Story, flat: Mapping[str, Any]) -> list[Stage]:
         Stage(name="Text-to-token", made=f"WER {100 * flat['text_to_token.wer']:.1f} %", seconds=s["text_to_token"]),
         Stage(name="Shards", made=f"{documents:,} documents", seconds=s["shards"]),
         Stage(name="Pre-training, evals", made=f"{len(COMPARED) + 1} models", seconds=s["lm"]),
+        Stage(name="Speech decoder", made=f"WER {100 * flat['decoder.heard.own.sound.wer']:.1f} % of its sound", seconds=s["decoder"]),
         Stage(name="Report", made="this page"),
     ]  # fmt: skip
 
@@ -205,12 +210,6 @@ def _utterance(world: MicroWorld, speaker: EspeakTTS, tokenizer: SupervisedToken
 def _samples(shards: Mapping[str, Path], tokenizer: SupervisedTokenizer) -> list[Sample]:
     shown = {source: shards[source] for source in ("interleaved", "parallel")}
     return samples(shown, tokenizer, text_tokenizer_of(tokenizer), defaults.PATCH_SIZE)
-
-
-def _audios(world: MicroWorld, speaker: EspeakTTS, tokenizer: SupervisedTokenizer) -> list[Audio]:
-    texts = world.held_out_sentences(len(speaker.voices))
-    spoken = {f"voice {voice}": speaker.speak(text, voice) for text, voice in zip(texts, speaker.voices)}
-    return audios(spoken, tokenizer)
 
 
 def _facts(settings: Any, flat: Mapping[str, Any]) -> list[tuple[str, str]]:

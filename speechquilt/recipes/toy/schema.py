@@ -3,7 +3,15 @@
 from speechquilt.evals import scorer
 from speechquilt.evals.results import Schema
 from speechquilt.recipes.toy import fact_transfer, pipeline, questions
-from speechquilt.stages import run_facts, train_lm, train_text_to_token, train_tokenizer, training_documents
+from speechquilt.stages import (
+    heard_sound,
+    run_facts,
+    train_decoder,
+    train_lm,
+    train_text_to_token,
+    train_tokenizer,
+    training_documents,
+)
 
 SCHEMA = Schema(
     (
@@ -16,5 +24,7 @@ SCHEMA = Schema(
         *scorer.MEASURES,
         *questions.MEASURES,
         *fact_transfer.MEASURES,
+        *train_decoder.MEASURES,
+        *heard_sound.MEASURES,
     )
 )
