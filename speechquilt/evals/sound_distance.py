@@ -55,7 +55,7 @@ def mel_cepstral_distortion(made_MF: np.ndarray, meant_MF: np.ndarray) -> float:
     num_mels = made_MF.shape[0]
     angle_KM = np.pi * np.arange(1, CEPSTRA + 1)[:, None] * (np.arange(num_mels) + 0.5) / num_mels
     difference_KF = np.cos(angle_KM) @ (made_MF - meant_MF) / num_mels  # cosine series of the log spectrum
-    return float(2 * DB_PER_NAT * np.sqrt(np.square(difference_KF).sum(0)).mean() / math.sqrt(2))
+    return float(DB_PER_NAT * np.sqrt(np.square(difference_KF).sum(0)).mean())
 
 
 def pitch(wav: Waveform) -> np.ndarray:

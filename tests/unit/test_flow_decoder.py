@@ -171,7 +171,9 @@ def test_the_training_error_is_that_of_the_velocity_over_valid_frames() -> None:
     num_tokens_B, num_frames_B = torch.tensor([6, 4]), torch.tensor([40, 25])
     mel_BMF = torch.randn(2, NUM_MELS, 40)
     draws = FlowDraws(torch.tensor([0.3, 0.8]), torch.randn(2, NUM_MELS, 40), torch.tensor([11, 0]), torch.tensor([True, True]))  # fmt: skip
-    error_BF = model(ids_BT, num_tokens_B, mel_BMF, num_frames_B, torch.tensor([0, 0]), None, draws).velocity_BF.detach()
+    error_BF = model(
+        ids_BT, num_tokens_B, mel_BMF, num_frames_B, torch.tensor([0, 0]), None, draws
+    ).velocity_BF.detach()
     assert error_BF[1, 25:].abs().max() == 0
     # the second row by hand, alone
     mel_1MF, noise_1MF = mel_BMF[1:, :, :25], draws.noise_BMF[1:, :, :25]
