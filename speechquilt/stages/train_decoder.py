@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from speechquilt.decoder import speech_decoder
 from speechquilt.decoder.flow import FlowConfig, FlowDecoder
 from speechquilt.decoder.phase import PhaseVocoderConfig
 from speechquilt.decoder.speech_decoder import SpeechDecoder
@@ -46,7 +45,7 @@ class DecoderRecipe:
     """A run before it on all voices, with whole pieces; its seed should be another one. None: no such run."""
     train: TrainConfig
     """The run on the one voice that the decoder shall have, or on all where there is no such."""
-    vocoder: PhaseVocoderConfig = PhaseVocoderConfig()
+    phases: PhaseVocoderConfig = PhaseVocoderConfig()
     """What makes sound of the mel where no vocoder is given; its mel is the flow's. It needs no training."""
 
 
@@ -83,7 +82,7 @@ def train_decoder(
         model = new_flow(flow, recipe.train.seed)
         checkpoint.load_model(folder, model)
     if distributed.rank() == 0:
-        made = vocoder or replace(recipe.vocoder, mel=flow.mel).build()
+        made = vocoder or replace(recipe.phases, mel=flow.mel).build()
         SpeechDecoder(model.eval().to("cpu"), made).save(folder)
     return {
         "decoder.steps": recipe.train.steps + (recipe.first.steps if recipe.first else 0),
@@ -122,8 +121,3 @@ def _loader(recipe: DecoderRecipe, train: TrainConfig, flow: FlowConfig, speech:
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-
-
-def load(folder: Path) -> SpeechDecoder:
-    """A finished decoder, on CPU and in eval mode."""
-    return speech_decoder.load(folder)

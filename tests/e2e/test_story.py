@@ -25,7 +25,7 @@ SETTINGS = [
     "--lm.train.steps=4", "--lm.train.warmup_steps=1", "--lm.train.checkpoint_every=1", "--lm.pack.rows=2", "--num_stories=2",
     "--decoder.first=steps=2,lr=0.001,num_threads=1,seed=1", "--decoder.train.steps=2", "--decoder.train.warmup_steps=1",
     "--decoder.train.num_threads=1", "--decoder.train.checkpoint_every=1",
-    "--decoder.vocoder.rounds=1", "--num_heard=3",
+    "--decoder.phases.rounds=1", "--num_heard=3",
 ]  # fmt: skip
 TIMED = ("seconds", "run.fingerprint", "real_time_factor")
 
