@@ -41,6 +41,7 @@ TINY_VOCODER = [
     "train.warmup-steps=1",
     "held-out-recordings=1",
 ]
+TINY_DECODER = ["pieces.rows=2", "first=none", "train.steps=2", "train.warmup-steps=1", "phases.rounds=1"]
 TINY_LM = ["pack.rows=2", "train.steps=2", "train.warmup-steps=1"]
 
 
@@ -53,6 +54,7 @@ SETTINGS = {
     "train aligner": flags(TINY_ALIGNER),
     "train text_to_token": flags(TINY_LLAMA),
     "train vocoder": flags(TINY_VOCODER),
+    "train decoder": flags(TINY_DECODER),
     "train lm": flags(TINY_LM),
     "story own": [
         *flags(TINY_ALIGNER, "aligner."),

@@ -5,6 +5,7 @@ import torch
 
 from speechquilt.cli import COMMANDS
 from speechquilt.commands.grammar import parse
+from speechquilt.commands.train_decoder import TrainDecoder
 from speechquilt.commands.train_lm import TrainLM
 from speechquilt.commands.train_text_to_token import TrainTextToToken
 from speechquilt.commands.train_tokenizer import TrainTokenizer
@@ -13,6 +14,8 @@ from speechquilt.config import from_dict, to_dict
 from speechquilt.model.latent import LatentLM, LatentLMConfig
 from speechquilt.model.plain import PlainLM
 from speechquilt.recipes import catalog
+from speechquilt.stages.cost import decoder_flops
+from speechquilt.stages.train_decoder import DecoderRecipe
 from speechquilt.stages.train_lm import LMRecipe
 from speechquilt.stages.train_text_to_token import TextToTokenRecipe
 from speechquilt.stages.train_vocoder import VocoderRecipe
@@ -20,7 +23,13 @@ from speechquilt.text_to_token.network import TextToTokenConfig, TextToTokenLM
 from speechquilt.tokenizer.supervised import SupervisedTokenizer
 from speechquilt.vocab import Vocab
 
-TRAININGS = {"lm": TrainLM, "tokenizer": TrainTokenizer, "text_to_token": TrainTextToToken, "vocoder": TrainVocoder}
+TRAININGS = {
+    "lm": TrainLM,
+    "tokenizer": TrainTokenizer,
+    "text_to_token": TrainTextToToken,
+    "vocoder": TrainVocoder,
+    "decoder": TrainDecoder,
+}
 LANGUAGE_MODELS = [name for name, entry in catalog.ENTRIES.items() if entry.kind == "lm"]
 
 
@@ -44,6 +53,8 @@ def test_every_recipe_builds(name: str) -> None:
             model = TextToTokenLM(TextToTokenConfig(num_text=100, num_speech=50, llama=recipe.llama))
         elif isinstance(recipe, VocoderRecipe):
             model = recipe.build()
+        elif isinstance(recipe, DecoderRecipe):
+            model = recipe.flow.build()
         else:
             model = SupervisedTokenizer(recipe.model)
     assert sum(p.numel() for p in model.parameters()) > 1e7
@@ -101,6 +112,17 @@ def test_the_vocoder_has_the_settings_of_the_public_configuration() -> None:
     assert (45 * gan.weight, gan.window_weight) == (pytest.approx(1.0), 0.1)
     with torch.device("meta"):
         assert sum(p.numel() for p in recipe.vocoder.build().parameters()) == pytest.approx(13.5e6, rel=0.01)
+
+
+def test_the_decoder_has_the_sizes_of_the_release() -> None:
+    """Spec 1, 3.1: 111,166,208 weights; FLOPs as weights say, since all of the estimator but its attention is products with them."""
+    recipe = catalog.load("decoder_111m").recipe
+    with torch.device("meta"):
+        model = recipe.flow.build()
+    assert sum(p.numel() for p in model.parameters()) == 111_166_208
+    per_half_frame = 6 * sum(p.numel() for p in model.unet.parameters())  # most levels see every second frame
+    frames = recipe.flow.time.num_frames(recipe.pieces.tokens)
+    assert 0.9 < decoder_flops(recipe) / (per_half_frame * frames / 2) < 1.6
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
