@@ -129,7 +129,12 @@ def load_engine(lm: Path, device: str = "cpu") -> tuple[GenerationEngine, LMRun]
         )
         raise FileNotFoundError(f"{lm / RUN} is missing, so {lm} is no run of a language model; {remedy}")
     scorer, run = load_scorer(lm, device)
-    return replace(scorer.engine, row_tokens=run.tokens_per_row, row_units=run.units_per_row), run
+    return within_rows(scorer.engine, run), run
+
+
+def within_rows(engine: GenerationEngine, run: LMRun) -> GenerationEngine:
+    """The same, held to the rows that the run was trained on, where they were noted."""
+    return replace(engine, row_tokens=run.tokens_per_row, row_units=run.units_per_row)
 
 
 def text_behind(tokenizer: TextTokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -138,23 +143,31 @@ def text_behind(tokenizer: TextTokenizer, before: Sequence[int], ids: Sequence[i
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(ids)
 
 
+def spelled(prompt: Sequence[Segment], made: Generated, tokenizer: TextTokenizer) -> list[str | None]:
+    """The text of every segment, None for speech; the first goes on from the prompt's text where it is of its span."""
+    goes_on = bool(prompt) and prompt[-1].modality == "text"
+    before = prompt[-1].ids_T.tolist() if goes_on else []
+    return [
+        text_behind(tokenizer, [] if i else before, s.ids_T.tolist()) if s.modality == "text" else None
+        for i, s in enumerate(made.segments)
+    ]
+
+
 def continuation(
     prompt: Sequence[Segment], made: Generated, text: TextTokenizer, speech: SpeechTokenizer | None
 ) -> dict[str, Any]:
     """One continuation as plain data. `read_back` is there when the speech tokenizer can read."""
     spans: list[dict[str, Any]] = []
-    before = [*prompt][-1:]
-    for segment in made.segments:
+    for segment, said in zip(made.segments, spelled(prompt, made, text), strict=True):
         span: dict[str, Any] = {"modality": segment.modality, "ids": segment.ids_T.tolist()}
-        if segment.modality == "text":
-            goes_on = not spans and before and before[0].modality == "text"
-            span["text"] = text_behind(text, before[0].ids_T.tolist() if goes_on else [], span["ids"])
+        if said is not None:
+            span["text"] = said
         elif speech is not None:
             span["seconds"] = len(segment.ids_T) / speech.frame_rate
         spans.append(span)
     if isinstance(speech, SupervisedTokenizer) and own_text_tokenizer(speech) is not None:
         spoken = [span for span in spans if span["modality"] == "speech"]
-        for span, heard in zip(spoken, speech.read_back([np.array(span["ids"]) for span in spoken])):
+        for span, heard in zip(spoken, speech.read_back([np.array(span["ids"]) for span in spoken]), strict=True):
             span["read_back"] = heard
     return {
         "ended": made.ended,
