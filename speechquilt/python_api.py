@@ -1,17 +1,22 @@
-"""The small door for Python: load what was trained, and one call each to tokenize, to interleave, to score."""
+"""The small door for Python: load what was trained, and one call each to tokenize, to interleave, to score, to generate, to speak."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speechquilt import audio
 from speechquilt.data.interleaving import synthetic
 from speechquilt.data.interleaving.synthetic import InterleaveConfig
+from speechquilt.decoder import speech_decoder
+from speechquilt.decoder.speech_decoder import SpeechDecoder
 from speechquilt.evals.scorer import Request, Scorer
+from speechquilt.model.generation import GenerationConfig, GenerationEngine
 from speechquilt.protocols import SpeechTokenizer
 from speechquilt.stages.encode import encode_all
+from speechquilt.stages.generate_lm import spelled, within_rows
 from speechquilt.stages.train_lm import load_scorer
 from speechquilt.stages.training_documents import speak_spans, text_segment
 from speechquilt.text import TextTokenizer
@@ -29,6 +34,7 @@ class LanguageModel:
     """A trained language model, ready to be asked."""
 
     scorer: Scorer
+    engine: GenerationEngine
     text_tokenizer: TextTokenizer
 
 
@@ -45,8 +51,17 @@ def load_text_to_token(folder: str | Path) -> TextToTokenEngine:
 
 def load_lm(folder: str | Path) -> LanguageModel:
     """A language model from its run folder, plain or latent. Raises FileNotFoundError or ValueError."""
-    scorer, _ = load_scorer(Path(folder))
-    return LanguageModel(scorer=scorer, text_tokenizer=TextTokenizer.load(Path(folder) / "text_tokenizer.json"))
+    scorer, run = load_scorer(Path(folder))
+    return LanguageModel(
+        scorer=scorer,
+        engine=within_rows(scorer.engine, run),
+        text_tokenizer=TextTokenizer.load(Path(folder) / "text_tokenizer.json"),
+    )
+
+
+def load_decoder(folder: str | Path) -> SpeechDecoder:
+    """A speech decoder, which makes sound of speech tokens. Raises FileNotFoundError or ValueError."""
+    return speech_decoder.load(Path(folder))
 
 
 def tokenize(tokenizer: SpeechTokenizer, sound: str | Path | Waveform) -> np.ndarray:
@@ -67,6 +82,26 @@ def score(lm: LanguageModel, prompt: Part, endings: Sequence[Part]) -> list[floa
     context = (_segment(lm, prompt),)
     found = lm.scorer.log_likelihoods([Request(context, _segment(lm, ending, inside=True)) for ending in endings])
     return [float(likelihood.mean) for likelihood in found]
+
+
+def generate(lm: LanguageModel, prompt: Part | Sequence[Part], **settings: Any) -> list[Part]:
+    """What the model writes after the prompt, in order: text, and arrays of speech tokens. `settings`: fields of
+    `GenerationConfig`, such as answer="speech", max_tokens=50, temperature=0.8, seed=1.
+
+    Raises ValueError on a setting that makes no sense and on a prompt that is empty or longer than the model's rows.
+    """
+    parts = [prompt] if isinstance(prompt, str | np.ndarray) else list(prompt)
+    if not parts or not all(len(part) for part in parts):
+        raise ValueError("the prompt is empty, or a part of it; give text or ids of speech tokens to go on from")
+    context = tuple(_segment(lm, part, inside=i > 0) for i, part in enumerate(parts))
+    (found,) = lm.engine.generate([context], GenerationConfig(**settings))
+    texts = spelled(context, found, lm.text_tokenizer)
+    return [segment.ids_T if text is None else text for segment, text in zip(found.segments, texts, strict=True)]
+
+
+def speak(decoder: SpeechDecoder, ids: np.ndarray, *, seed: int = 0) -> Waveform:
+    """Speech tokens -> sound. Raises ValueError on ids that are not of the decoder's codebook."""
+    return decoder.speak([ids], seeds=[seed])[0]
 
 
 def _segment(lm: LanguageModel, part: Part, inside: bool = False) -> Segment:

@@ -82,6 +82,10 @@ class Vocab:
             )
         return ids_T if modality == "text" else ids_T + self.speech_start
 
+    def to_local(self, modality: Modality, ids_T: np.ndarray) -> np.ndarray:
+        """Model ids of this modality's tokens -> local ids: the inverse of `to_model`."""
+        return np.asarray(ids_T) - (self.speech_start if modality == "speech" else 0)
+
     def is_speech(self, ids: Any) -> Any:
         """Mask of model ids (numpy, torch or one int) that are speech tokens."""
         return (ids >= self.speech_start) & (ids < self.speech_start + self.num_speech)

@@ -9,13 +9,12 @@ join.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from speechquilt.data.feed.speech_bpe import SpeechBPE
 from speechquilt.evals.scorer import LogLikelihood, Scorer
 from speechquilt.protocols import LanguageModel, Patcher
-from speechquilt.types import Modality, Segment
+from speechquilt.types import Segment
 from speechquilt.vocab import Vocab
 
 
@@ -31,7 +30,7 @@ class PiecedScorer(Scorer):
         max_rows: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(model, vocab, patcher, max_rows, device)
+        super().__init__(model, vocab, patcher, max_rows, device, pieces=bpe)
         if vocab.num_speech != bpe.num_pieces:
             raise ValueError(
                 f"the vocabulary has {vocab.num_speech} speech ids, the BPE {bpe.num_pieces} pieces; "
@@ -53,18 +52,3 @@ class PiecedScorer(Scorer):
         pieced = [(tuple(map(self.bpe.segment, prompt)), self.bpe.segment(ending)) for prompt, ending in requests]
         scores = super().log_likelihoods(pieced)
         return [LogLikelihood(score.sum, len(ending.ids_T)) for score, (_, ending) in zip(scores, requests)]
-
-    def generate(
-        self,
-        prompts: Sequence[tuple[Segment, ...]],
-        modality: Modality,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> list[np.ndarray]:
-        """As `Scorer.generate`; `max_tokens` counts base ids, the last piece of an answer may be cut."""
-        pieced = [tuple(map(self.bpe.segment, prompt)) for prompt in prompts]
-        answers = super().generate(pieced, modality, max_tokens, temperature, seed)
-        if modality == "text":
-            return answers
-        return [self.bpe.decode(pieces_P)[:max_tokens] for pieces_P in answers]

@@ -7,13 +7,13 @@ the patch grid runs on across the join (spec latent-speech-text 9), so no system
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from speechquilt.evals.measures import Measure
+from speechquilt.model.generation import GenerationConfig, GenerationEngine, SpeechPieces, evaluating, joined
 from speechquilt.nn.batching import longest_first, valid_places
 from speechquilt.protocols import LanguageModel, LogitsAt, Patcher, ReadsOn
 from speechquilt.types import IGNORE, Batch, Document, LaidOut, Modality, Segment
@@ -59,11 +59,15 @@ class Scorer:
         patcher: Patcher | None,
         max_rows: int = 32,
         device: torch.device | str = "cpu",
+        pieces: SpeechPieces | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         self.model, self.vocab, self.patcher = model, vocab, patcher
         self.max_rows, self.device = max_rows, torch.device(device)
+        self.engine = GenerationEngine(
+            model=model, vocab=vocab, patcher=patcher, pieces=pieces, max_rows=max_rows, device=self.device
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class Scorer:
                 raise ValueError(f"request {i} has an empty continuation; there is no token to score")
             laid_out.append(self._lay_out((*prompt, continuation)))
         counts = [len(continuation.ids_T) for _, continuation in requests]
-        with _evaluating(self.model):
+        with evaluating(self.model):
             if self.patcher is None and isinstance(self.model, ReadsOn):
                 sums = self._after_prompts(self.model, laid_out, counts)
             else:
@@ -105,37 +109,15 @@ class Scorer:
 
         The answer's marker is given, not generated; when the prompt ends in the same modality its span just goes on.
         `temperature` 0 is greedy; else answer i is drawn from its own generator, seeded with (seed, i), so that other
-        prompts in the call change nothing. Raises ValueError for a patcher that needs word ends.
+        prompts in the call change nothing. Raises as `GenerationEngine.generate`.
         """
-        if self.patcher is not None and not self.patcher.causal:
-            raise ValueError(
-                f"{_describe(self.patcher)} needs word ends, which a token being generated does not have yet; "
-                "generate with a static patcher or an entropy patcher"
-            )
-        if max_tokens < 1 or temperature < 0:
-            raise ValueError(f"max_tokens={max_tokens} must be at least 1 and temperature={temperature} not negative")
-        starts = []
-        for prompt in prompts:
-            ids_T = self._lay_out(prompt).ids_T[:-1]  # without EOS
-            starts.append(ids_T if self._goes_on(prompt, modality) else np.append(ids_T, self.vocab.marker(modality)))
-        answers: list[np.ndarray] = [np.zeros(0, dtype=np.int32)] * len(starts)
-        with _evaluating(self.model):
-            for rows in longest_first([len(x) for x in starts], rows=self.max_rows):
-                draws = [torch.Generator().manual_seed(_row_seed(seed, i)) for i in rows] if temperature else []
-                new = self._decode([starts[i] for i in rows], modality, max_tokens, temperature, draws)
-                for i, ids in zip(rows, new):
-                    span = self.vocab.read_back(np.array([self.vocab.marker(modality), *ids]))
-                    answers[i] = span[0].ids_T
-        return answers
-
-    def _goes_on(self, prompt: tuple[Segment, ...], modality: Modality) -> bool:
-        """Whether an answer in `modality` needs no marker behind this prompt."""
-        if not prompt:
-            return modality == "text" and not self.vocab.opening_marker
-        return prompt[-1].modality == modality
+        config = GenerationConfig(
+            answer=modality, max_tokens=max_tokens, temperature=temperature, seed=seed, one_span=True
+        )
+        return [answer.ids(modality) for answer in self.engine.generate(prompts, config)]
 
     def _lay_out(self, segments: Sequence[Segment]) -> LaidOut:
-        return self.vocab.lay_out(Document(id="", segments=_joined(segments), source=""))
+        return self.vocab.lay_out(Document(id="", segments=joined(segments), source=""))
 
     def _in_whole_rows(self, laid_out: Sequence[LaidOut], counts: Sequence[int]) -> list[float]:
         """Summed log-probability of the last `counts[b]` tokens before EOS of every row."""
@@ -201,61 +183,6 @@ class Scorer:
             labels_T[n - count - 2 : n - 2] = row.ids_T[n - count - 1 : n - 1]
         return one_per_row(laid_out, labels, self.vocab.pad, self.patcher).validate()
 
-    def _decode(
-        self,
-        starts: Sequence[np.ndarray],
-        modality: Modality,
-        max_tokens: int,
-        temperature: float,
-        draws: Sequence[torch.Generator],
-    ) -> list[list[int]]:
-        """Model ids of each row's answer. All rows advance together from position 0: a short row already answers while
-        a long one still reads its prompt, so no row needs padding on the left."""
-        num_rows, longest = len(starts), max(len(x) for x in starts)
-        state = self.model.init_state(num_rows, longest + max_tokens)
-        patch_states = [None if self.patcher is None else self.patcher.init_state() for _ in starts]
-        allowed_V = self._allowed(modality)
-        answers: list[list[int]] = [[] for _ in starts]
-        done = [False] * num_rows
-        now = [int(x[0]) for x in starts]
-        for t in range(longest + max_tokens):
-            opens_B, closes_B = [True] * num_rows, [True] * num_rows
-            if self.patcher is not None:
-                for b, i in enumerate(now):
-                    is_speech = bool(self.vocab.is_speech(np.int64(i)))
-                    opens_B[b], closes_B[b], patch_states[b] = self.patcher.step(i, is_speech, patch_states[b])
-            logits_BV, state = self.model.step(
-                torch.tensor(now, device=self.device),
-                torch.tensor(opens_B, device=self.device),
-                torch.tensor(closes_B, device=self.device),
-                state,
-            )
-            chosen = _choose(logits_BV.float().masked_fill(~allowed_V, -torch.inf).cpu(), temperature, draws)
-            for b, start in enumerate(starts):
-                if t + 1 < len(start):
-                    now[b] = int(start[t + 1])
-                    continue
-                if not done[b] and self._in_modality(chosen[b], modality):
-                    answers[b].append(chosen[b])
-                    now[b] = chosen[b]
-                    done[b] = len(answers[b]) == max_tokens
-                else:
-                    done[b], now[b] = True, self.vocab.eos
-            if all(done):
-                break
-        return answers
-
-    def _in_modality(self, i: int, modality: Modality) -> bool:
-        return bool(self.vocab.is_speech(np.int64(i)) if modality == "speech" else self.vocab.is_text(np.int64(i)))
-
-    def _allowed(self, modality: Modality) -> torch.Tensor:
-        """Mask over the vocabulary: the modality's own ids and what ends an answer (both markers, EOS)."""
-        ids_V = torch.arange(self.vocab.size)
-        allowed_V = self.vocab.is_speech(ids_V) if modality == "speech" else self.vocab.is_text(ids_V)
-        allowed_V = torch.as_tensor(allowed_V).clone()
-        allowed_V[[self.vocab.marker("text"), self.vocab.marker("speech"), self.vocab.eos]] = True
-        return allowed_V.to(self.device)
-
 
 def one_per_row(
     items: Sequence[LaidOut],
@@ -295,49 +222,9 @@ def _sums(logits_NV: torch.Tensor, labels_N: torch.Tensor, counts: Sequence[int]
     return [float(x.double().sum()) for x in log_probs_N.cpu().split(list(counts))]
 
 
-def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Neighbours of one modality become one segment, hence one span."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if joined and joined[-1].modality == segment.modality:
-            before = joined.pop()
-            ends = None
-            if before.unit_end_T is not None and segment.unit_end_T is not None:
-                ends = np.concatenate([before.unit_end_T, segment.unit_end_T])
-            ids_T = np.concatenate([before.ids_T, segment.ids_T])
-            segment = Segment(modality=segment.modality, ids_T=ids_T, unit_end_T=ends)
-        joined.append(segment)
-    return tuple(joined)
-
-
-def _choose(logits_BV: torch.Tensor, temperature: float, draws: Sequence[torch.Generator]) -> list[int]:
-    if not temperature:
-        return logits_BV.argmax(-1).tolist()
-    probs_BV = (logits_BV / temperature).softmax(-1)
-    return [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(probs_BV, draws)]
-
-
-def _row_seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _describe(patcher: Patcher | None) -> str:
     """The patcher and what it was built with, where it says so."""
     if patcher is None:
         return "none"
     config = patcher if dataclasses.is_dataclass(patcher) else getattr(patcher, "config", None)
     return type(patcher).__name__ if config is None else repr(config)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """No gradients and no dropout inside; a module's training mode comes back afterwards."""
-    was_training = getattr(model, "training", False)
-    if was_training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if was_training:
-            model.train()

@@ -47,21 +47,34 @@ def evaluate(lm: Path, items: Path, out: Path | None, tokenizer: Path | None = N
 
 def tokenizers_of(lm: Path, run: LMRun, moved_to: Path | None = None) -> Tokenizers:
     """Both tokenizers of a run folder. Raises FileNotFoundError or ValueError when one is not there, or another one is."""
+    return Tokenizers(speech=speech_tokenizer_of(lm, run, moved_to), text=text_tokenizer_in(lm, run))
+
+
+def speech_tokenizer_of(lm: Path, run: LMRun, moved_to: Path | None = None) -> SpeechTokenizer:
+    """The one behind a run folder; `moved_to`: where it is now. Raises as `tokenizers_of`."""
     folder = moved_to or tokenizer_folder(lm, run)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}, the speech tokenizer of {lm}, is missing; say where it is by --tokenizer FOLDER"
         )
-    speech, text = loading.load(folder), TextTokenizer.load(lm / TEXT_TOKENIZER)
-    found = {folder: (speech.fingerprint, run.speech_fingerprint)}
-    found[lm / TEXT_TOKENIZER] = (text_fingerprint(text), run.text_fingerprint)
-    for path, (fingerprint, expected) in found.items():
-        if expected and fingerprint != expected:
-            raise ValueError(
-                f"{path} has fingerprint {fingerprint}, {lm} was trained on {expected}; "
-                "put the file of its own run back, or give the speech tokenizer that made its shards by --tokenizer FOLDER"
-            )
-    return Tokenizers(speech=speech, text=text)
+    speech = loading.load(folder)
+    _require(folder, speech.fingerprint, lm, run.speech_fingerprint)
+    return speech
+
+
+def text_tokenizer_in(lm: Path, run: LMRun) -> TextTokenizer:
+    """The one inside a run folder. Raises as `tokenizers_of`."""
+    text = TextTokenizer.load(lm / TEXT_TOKENIZER)
+    _require(lm / TEXT_TOKENIZER, text_fingerprint(text), lm, run.text_fingerprint)
+    return text
+
+
+def _require(path: Path, fingerprint: str, lm: Path, expected: str) -> None:
+    if expected and fingerprint != expected:
+        raise ValueError(
+            f"{path} has fingerprint {fingerprint}, {lm} was trained on {expected}; "
+            "put the file of its own run back, or give the speech tokenizer that made its shards by --tokenizer FOLDER"
+        )
 
 
 def _items(path: Path, tokenizers: Tokenizers) -> Iterator[ChoiceItem]:

@@ -154,6 +154,10 @@ class LMRun:
     """Whether text that opens a document has its marker."""
     continued_from: str = ""
     """The run whose weights this one began with, seen from its folder; "" when it began with none."""
+    tokens_per_row: int = 0
+    """Most tokens of a row in training: how far the model can look back. 0: not noted, in runs of before."""
+    units_per_row: int = 0
+    """Most units (patches of speech, and single tokens) of a row in training. 0: not noted."""
 
     @property
     def vocab(self) -> Vocab:

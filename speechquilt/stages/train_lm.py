@@ -180,7 +180,14 @@ def train_lm(
         text_tokenizer.save(folder / TEXT_TOKENIZER)
         where = "" if tokenizer_dir is None else os.path.relpath(tokenizer_dir, folder)
         before = os.path.relpath(recipe.continue_from, folder) if recipe.continue_from else ""
-        config.save(replace(data.run, tokenizer=where, continued_from=before), folder / RUN)
+        made = replace(
+            data.run,
+            tokenizer=where,
+            continued_from=before,
+            tokens_per_row=recipe.pack.tokens_per_row,
+            units_per_row=recipe.pack.units_per_row,
+        )
+        config.save(made, folder / RUN)
     return {f"lm.{name}.{key}": value for key, value in (_results(model, done) | losses).items()}
 
 
@@ -262,19 +269,19 @@ def num_steps(recipe: LMRecipe, data: LMData, patcher: Patcher) -> int:
     return steps_for(recipe.budget, recipe.budget_amount, recipe.train.accumulate, loader_at)
 
 
-def load_scorer(folder: Path) -> tuple[Scorer, LMRun]:
+def load_scorer(folder: Path, device: str = "cpu") -> tuple[Scorer, LMRun]:
     """A trained model ready to be asked, patched as models are tested. Speech goes in and comes out as base ids."""
     run = config.load(LMRun, folder / RUN)
-    model, patcher = saving.load(folder).eval(), eval_patcher(run.patcher)
+    model, patcher = saving.load(folder).eval().to(device), eval_patcher(run.patcher)
     if run.speech_pieces is None:
-        return Scorer(model, run.vocab, patcher), run
+        return Scorer(model, run.vocab, patcher, device=device), run
     bpe = SpeechBPE.load(folder / BPE_FILE)
     if bpe.fingerprint != run.bpe_fingerprint:
         raise ValueError(
             f"{folder / BPE_FILE} has fingerprint {bpe.fingerprint}, the model was trained with {run.bpe_fingerprint}; "
             "put the file of its own run back"
         )
-    return PiecedScorer(model, run.vocab, patcher, bpe), run
+    return PiecedScorer(model, run.vocab, patcher, bpe, device=device), run
 
 
 def tokenizer_folder(lm: Path, run: LMRun) -> Path:
