@@ -74,8 +74,8 @@ class Generated:
 
     `segments`: its spans with LOCAL ids, empty ones left out; the first goes on in the prompt's last when both have one modality.
     `ended`: by "eos", by a "marker" (`one_span` alone), at the "limit" of `max_tokens`, or where the "row" was full.
-    `num_tokens`: as `max_tokens` counts them. `global_steps`: units (patches, or single tokens) that the global transformer, or
-    the only one, was run on for the new tokens; the last token is not read, so it counts when its successor would be.
+    `num_tokens`: as `max_tokens` counts them. `global_steps`: units (patches, or single tokens) that were complete and
+    run through the global transformer, or the only one, after the prompt; the last token is chosen and not read, so not counted.
     """
 
     segments: tuple[Segment, ...]

@@ -11,7 +11,6 @@ import pytest
 
 import speechquilt as sq
 from speechquilt import audio, cli, config
-from speechquilt.decoder import speech_decoder
 from speechquilt.decoder.phase import PhaseVocoderConfig
 from speechquilt.decoder.speech_decoder import SpeechDecoder
 from speechquilt.model.generation import GenerationConfig
@@ -83,7 +82,7 @@ def test_text_goes_on_in_speech_that_can_be_heard(runs: Runs, kind: str, tmp_pat
         **config.to_dict(GenerationConfig(answer="speech", max_tokens=30, temperature=1.0)),
         "number": 4,
     }
-    decoder = speech_decoder.load(runs.decoder)
+    decoder = sq.load_decoder(runs.decoder)
     ours = sq.load_tokenizer(runs.root / "tokenizer")
     heard = 0
     for i, row in enumerate(found["continuations"]):
@@ -94,7 +93,7 @@ def test_text_goes_on_in_speech_that_can_be_heard(runs: Runs, kind: str, tmp_pat
             assert span["seconds"] == len(span["ids"]) / 12.5
             assert span["read_back"] == ours.read_back([np.array(span["ids"])])[0]  # type: ignore[attr-defined]
             assert f'[speech {span["seconds"]:.1f} s: "{span["read_back"]}"]' in said
-            (expected,) = decoder.speak([np.array(span["ids"])], seeds=[0])
+            expected = sq.speak(decoder, np.array(span["ids"]))
             wave = audio.load(out / f"continuation_{i}.wav")
             assert row["audio"] == f"continuation_{i}.wav"
             assert (wave.sample_rate, wave.duration_s) == (22050, expected.duration_s)
@@ -135,6 +134,9 @@ def test_a_recording_goes_on_as_the_engine_says(runs: Runs, kind: str, tmp_path:
         "--out",
         tmp_path,
     )
+    for nothing in ("", [], ["the", ids_T[:0]]):
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            sq.generate(model, nothing)
     found = result(tmp_path)
     assert found["prompt"]["tokens"] == {"speech": 25, "text": 1}
     (row,) = found["continuations"]
