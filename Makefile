@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-demo: setup      ## run the whole story on the embedded default, about 20 minutes on two cores
+demo: setup      ## run the whole story on the embedded default, about 25 minutes on two cores
 	$(BIN)/speechquilt story toy
 
 real: setup weights texts speech clips ## the story with real weights, speech and text, about three hours on two cores

@@ -45,7 +45,7 @@ _STUDIES = {
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "story": {
         "toy": Command(
-            "speechquilt.recipes.toy.pipeline:ToyConfig", "the whole pipeline on an invented world, 20 minutes"
+            "speechquilt.recipes.toy.pipeline:ToyConfig", "the whole pipeline on an invented world, 25 minutes"
         ),
         "real": Command(
             "speechquilt.recipes.real.real_story:RealConfig",
@@ -87,7 +87,7 @@ FIRST = """\
 Pre-train speech-text language models, from raw audio and plain text to a measured model.
 
 Start here:
-  speechquilt story toy                                          the whole pipeline on an invented world, about 20 minutes
+  speechquilt story toy                                          the whole pipeline on an invented world, about 25 minutes
   speechquilt story real                                         real weights, speech and texts (`make real` fetches them), 3 hours
   speechquilt story own --speech my/speech --text my/text        the same on your recordings and texts
   speechquilt --help                                             all commands

@@ -1,6 +1,6 @@
 """`speechquilt story toy`: the whole pipeline on the micro-world, from nothing to a report.
 
-Cost of the default (`scale=1`): about 20 minutes on two CPU cores. Expected result: docs/results.md.
+Cost of the default (`scale=1`): about 25 minutes on two CPU cores. Expected result: docs/results.md.
 `scale=N` makes the same story larger: N times the world and its corpus, and N times the training steps of every model,
 so about N times the time; scale=4 is an evening on two cores.
 Trap: nothing here may be tuned on the test items. Settings were chosen on training loss and held-out sentences.
