@@ -69,7 +69,8 @@ def train_decoder(
         tokenizer=tokenizer.fingerprint,
     )
     speech = all_voices if one_voice is None else one_voice
-    flow = with_statistics(flow, _loader(recipe, recipe.train, flow, speech))
+    # All rows, whatever the rank: the mel's scale must be the same on every one.
+    flow = with_statistics(flow, PieceLoader(speech, replace(recipe.pieces, threads=0), flow, seed=recipe.train.seed))
     model = new_flow(flow, recipe.train.seed)
     if recipe.first and checkpoint.latest(folder) is None:
         whole = replace(recipe, pieces=replace(recipe.pieces, truncated=0.0))
