@@ -7,9 +7,7 @@ Trap: a token hears what came before it, so tokens are made of whole recordings 
 Axis letters: B rows, T tokens, M mel bands, F mel frames, S samples.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from speechquilt import audio
+from speechquilt.data.feed.ahead import Ahead
 from speechquilt.data.shards.spoken import open_shards
 from speechquilt.data.sources.speech_folder import folder_rows, read_row
 from speechquilt.data.sources.speech_rows import root_of
@@ -28,7 +27,6 @@ from speechquilt.train.objectives.velocity import FlowBatch
 from speechquilt.types import AlignedTokens, Document, Reject, Row, Utterance, Waveform
 
 MAX_BROKEN = 0.1  # share of the recordings that may turn out to be broken when they are decoded
-AHEAD_PER_THREAD = 2  # batches that wait in memory, per thread
 EDGE_HOPS = 4  # hops of sound around a piece that its first and last windows reach into, rounded up
 
 
@@ -159,8 +157,7 @@ class PieceLoader:
         self._until_N = np.cumsum(np.maximum(1, self._num_tokens_N // config.tokens) * (self._num_tokens_N > 0))
         self._number = 0
         self._broken: dict[int, Reject] = {}
-        self._pool = ThreadPoolExecutor(config.threads, "pieces") if config.threads else None
-        self._waiting: deque[Future[FlowBatch]] = deque()
+        self._ahead = Ahead(self._load, config.threads, "pieces")
 
     @property
     def rejects(self) -> list[Reject]:
@@ -173,29 +170,18 @@ class PieceLoader:
 
     def next_batch(self) -> FlowBatch:
         self._number += 1
-        if self._pool is None:
-            return self._load(self._number - 1)
-        while len(self._waiting) <= AHEAD_PER_THREAD * self.config.threads:
-            self._waiting.append(self._pool.submit(self._load, self._number - 1 + len(self._waiting)))
-        return self._waiting.popleft().result()
+        return self._ahead.get(self._number - 1)
 
     def state_dict(self) -> dict:
         return {"number": self._number}
 
     def load_state_dict(self, state: dict) -> None:
-        self._forget_waiting()
+        self._ahead.forget()
         self._number = state["number"]
 
     def close(self) -> None:
         """End the threads; batches that wait are dropped."""
-        self._forget_waiting()
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def _forget_waiting(self) -> None:
-        for loading in self._waiting:
-            loading.cancel()
-        self._waiting.clear()
+        self._ahead.close()
 
     def _check(self, speech: TokenSound) -> None:
         size = self.flow.codebook_size

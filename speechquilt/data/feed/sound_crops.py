@@ -9,21 +9,20 @@ Axis letters: B rows, S samples.
 """
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from speechquilt import audio
+from speechquilt.data.feed.ahead import Ahead
 from speechquilt.data.sources.faults import BrokenAudio
 from speechquilt.data.sources.speech_corpora import SpeechCorpus
 from speechquilt.types import Reject, WaveBatch, Waveform
 
 MAX_BROKEN = 0.1  # share of the recordings that may turn out to be broken when they are decoded
-AHEAD_PER_THREAD = 2  # batches that wait in memory, per thread
 EDGE = 256  # samples on either side of a piece that are resampled with it and cut off: the filter reaches so far
 
 
@@ -74,8 +73,7 @@ class CropLoader:
         self._broken: dict[int, Reject] = {}  # number -> why it could not be decoded
         self._unusable: list[Reject] = []
         self._survey(range(len(corpus)) if numbers is None else numbers)
-        self._pool = ThreadPoolExecutor(config.threads, "crops") if config.threads else None
-        self._waiting: deque[Future[WaveBatch]] = deque()
+        self._ahead = Ahead(self._load, config.threads, "crops")
         self._done = 0  # batches given out
 
     def __len__(self) -> int:
@@ -96,12 +94,7 @@ class CropLoader:
         return "; ".join(f"{n} x {reason}" for reason, n in counts.most_common())
 
     def next_batch(self) -> WaveBatch:
-        if self._pool is None:
-            batch = self._load(self._done)
-        else:
-            while len(self._waiting) <= AHEAD_PER_THREAD * self.config.threads:
-                self._waiting.append(self._pool.submit(self._load, self._done + len(self._waiting)))
-            batch = self._waiting.popleft().result()
+        batch = self._ahead.get(self._done)
         self._done += 1
         return batch
 
@@ -115,19 +108,12 @@ class CropLoader:
                 f"loader state {state['data']} belongs to other recordings, pieces or seed than these "
                 f"({self._fingerprint}); resume with the same data, or start a new run folder"
             )
-        self._forget_waiting()
+        self._ahead.forget()
         self._done = state["next"]
 
     def close(self) -> None:
         """End the threads; batches that wait are dropped, the state stays that of the last one given out."""
-        self._forget_waiting()
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def _forget_waiting(self) -> None:
-        for loading in self._waiting:
-            loading.cancel()
-        self._waiting.clear()
+        self._ahead.close()
 
     def _survey(self, numbers: Sequence[int]) -> None:
         """Look at every entry once: which can be used, and how long they are."""
